@@ -1,0 +1,153 @@
+"""Who is calling: the Supabase JWT of the request, verified."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import anyio
+import httpx2
+import jwt
+import msgspec
+from starlette.requests import Request
+
+from .errors import FunctionError, unavailable
+from .log import logger
+from .settings import Settings
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_ASYMMETRIC = ["ES256", "RS256", "EdDSA"]
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """On whose behalf a procedure is called."""
+
+    role: str
+    """The database role: authenticated for people, service_role for the service itself."""
+    claims: dict[str, Any]
+    """The verified claims of the token."""
+    token: str = ""
+    """The token itself, for PostgREST to verify again."""
+    request_id: str = ""
+
+
+class TokenVerifier:
+    """Verifies tokens by the settings: by the shared secret (HS256) if there is one, or else by the
+    project's published keys (ES256, RS256, EdDSA). Never both, so that no public key is taken for a
+    secret."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.keys = None if settings.jwt_secret else JwksCache(f"{settings.supabase_url}/auth/v1/.well-known/jwks.json")
+
+    async def verify(self, token: str) -> dict[str, Any]:
+        """The claims of a user's token. Raises 401, or 503 when the keys are out of reach."""
+        if token.startswith("sb_"):
+            raise _unauthorized("An API key is not a user token: send the signed-in user's access token")
+        try:
+            header = jwt.get_unverified_header(token)
+            key, algorithms = await self._key(header)
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=algorithms,
+                audience=self.settings.jwt_audience,
+                issuer=self.settings.jwt_issuer,
+                options={"require": ["exp", "aud", "iss", "sub"], "verify_iat": False},
+            )
+        except jwt.ExpiredSignatureError:
+            raise _unauthorized("Token has expired") from None
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError, OverflowError):
+            # One message for all: how a forged token failed is nobody's business.
+            raise _unauthorized("Invalid token") from None
+        if not isinstance(claims["sub"], str) or not _UUID.fullmatch(claims["sub"]):
+            raise _unauthorized("Token names no user")
+        if claims.get("role", "authenticated") != "authenticated":
+            raise _unauthorized("Not a user token")
+        return claims
+
+    async def _key(self, header: dict[str, Any]) -> tuple[Any, list[str]]:
+        if self.keys is None:
+            return self.settings.jwt_secret, ["HS256"]
+        kid = header.get("kid")
+        if not isinstance(kid, str) or header.get("alg") not in _ASYMMETRIC:
+            raise jwt.InvalidTokenError("no key is named")
+        key = await self.keys.get(kid)
+        return key, [algorithm for algorithm in _ASYMMETRIC if algorithm == key.algorithm_name]
+
+
+class JwksCache:
+    """The project's public keys, fetched when needed and kept.
+
+    A key id that is not known yet is looked up at once (keys rotate), but the address is asked at
+    most once in COOLDOWN_S seconds, however many tokens name keys that do not exist. When it is
+    out of reach, the keys known so far go on to count.
+    """
+
+    TTL_S = 600.0
+    COOLDOWN_S = 5.0
+    TIMEOUT_S = 3.0
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._keys: dict[str, jwt.PyJWK] | None = None
+        self._fetched_at = 0.0
+        self._tried_at = 0.0
+        self._lock = anyio.Lock()
+
+    async def get(self, kid: str) -> jwt.PyJWK:
+        """The key of that id. Raises jwt.InvalidTokenError (there is none), 503 (out of reach)."""
+        if self._wants_fetch(kid) and not (self._lock.locked() and kid in (self._keys or {})):
+            async with self._lock:
+                if self._wants_fetch(kid):
+                    await self._fetch()
+        if self._keys is not None and kid in self._keys:
+            return self._keys[kid]
+        if self._fetched_at < self._tried_at or self._keys is None:
+            raise unavailable("keys_unavailable", "The keys that verify tokens are out of reach")
+        raise jwt.InvalidTokenError("no such key")
+
+    def _wants_fetch(self, kid: str) -> bool:
+        now = time.monotonic()
+        if self._tried_at and now - self._tried_at < self.COOLDOWN_S:
+            return False
+        return self._keys is None or kid not in self._keys or now - self._fetched_at > self.TTL_S
+
+    async def _fetch(self) -> None:
+        self._tried_at = time.monotonic()
+        try:
+            async with httpx2.AsyncClient(timeout=self.TIMEOUT_S) as client:
+                response = await client.get(self.url)
+                response.raise_for_status()
+            keys = response.json()["keys"]
+            self._keys = dict(_usable(key) for key in keys if _is_public_signing_key(key))
+            self._fetched_at = self._tried_at
+        except (httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError):
+            logger.exception("jwks fetch failed")
+
+
+def _is_public_signing_key(key: Any) -> bool:
+    return key.get("kty") in ("EC", "RSA", "OKP") and key.get("use", "sig") == "sig" and "kid" in key
+
+
+def _usable(key: dict[str, Any]) -> tuple[str, jwt.PyJWK]:
+    return key["kid"], jwt.PyJWK(key)
+
+
+def _unauthorized(message: str) -> FunctionError:
+    return FunctionError(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
+
+
+async def verify_jwt(request: Request) -> Caller:
+    """The signed-in user who sent the request. Raises 401 (no valid user token), 503 (the keys
+    that verify it are out of reach)."""
+    authorization = request.headers.get("authorization")
+    if authorization is None:
+        raise _unauthorized("Missing authorization header")
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise _unauthorized("Invalid authorization header")
+    claims = await request.app.state.verifier.verify(token.strip())
+    request.state.user_id = claims["sub"]
+    return Caller("authenticated", claims, token.strip(), request.state.request_id)

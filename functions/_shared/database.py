@@ -1,0 +1,228 @@
+"""Call one stored procedure as the caller, in one round trip. The only module that speaks SQL.
+
+Two transports answer alike: Postgres itself, and PostgREST. What a procedure refuses (sqlstate
+PTxyz, made in SQL) becomes a FunctionError with HTTP status xyz.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+from typing import Any, Protocol
+
+import msgspec
+import psycopg
+from psycopg import sql
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from starlette.requests import Request
+
+from .auth import Caller
+from .errors import FunctionError, unavailable
+from .settings import Settings
+
+# Postgres asks for these to be tried again: nothing was wrong, two transactions met.
+_RETRY_SQLSTATES = ("40001", "40P01")
+# Connection exceptions, too many connections, shutdown and restart.
+_UNAVAILABLE_SQLSTATES = ("08", "53", "57P")
+
+
+class Database(Protocol):
+    """Where the procedures are."""
+
+    async def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
+        """The rows that public.<procedure> returns, as JSON values. Raises FunctionError for what it
+        refuses and 503 when the database is out of reach; anything else is raised as it is."""
+
+    async def ping(self) -> None:
+        """Return if the database answers. Raises 503."""
+
+    async def close(self) -> None:
+        """Let the connections go."""
+
+
+async def call(request: Request, caller: Caller, procedure: str, **arguments: Any) -> Any:
+    """The row that public.<procedure> answers this caller."""
+    rows = await request.app.state.database.call(caller, procedure, arguments)
+    return rows[0]
+
+
+def connect_database(settings: Settings) -> Database:
+    """The database of the settings; connects when first used."""
+    if settings.transport == "postgrest":
+        return PostgrestDatabase(settings)
+    return PostgresDatabase(settings)
+
+
+class PostgresDatabase:
+    """The procedures, by a pool of Postgres connections.
+
+    Every call is one pipeline, hence one round trip and one implicit transaction: role, claims
+    and procedure travel together. What is set lasts for the transaction only, so that nothing of one
+    caller is left for the next, behind a transaction pooler too.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] | None = None
+
+    async def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
+        names = sql.SQL(", ").join(
+            sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in arguments
+        )
+        query = sql.SQL("select to_jsonb(r) from public.{}({}) r").format(sql.Identifier(procedure), names)
+        try:
+            return await self._execute(caller, query, arguments)
+        except psycopg.Error as error:
+            if error.sqlstate not in _RETRY_SQLSTATES:
+                raise _translate(error) from error
+        try:
+            return await self._execute(caller, query, arguments)
+        except psycopg.Error as error:
+            raise _translate(error) from error
+
+    async def _execute(self, caller: Caller, query: sql.Composed, arguments: dict[str, Any]) -> list[Any]:
+        pool = await self._open_pool()
+        try:
+            async with pool.connection() as connection:
+                async with connection.pipeline():
+                    await connection.execute(
+                        "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
+                        " set_config('request.headers', %s, true), set_config('statement_timeout', %s, true)",
+                        [
+                            caller.role,
+                            json.dumps(caller.claims),
+                            json.dumps({"x-request-id": caller.request_id}),
+                            str(self._settings.statement_timeout_ms),
+                        ],
+                    )
+                    cursor = await connection.execute(query, arguments)
+                rows = await cursor.fetchall()
+        except (PoolTimeout, TooManyRequests, PoolClosed):
+            raise unavailable("no_connection", "No database connection is free; try again") from None
+        return [row[0] for row in rows]
+
+    async def ping(self) -> None:
+        try:
+            pool = await self._open_pool()
+            async with pool.connection() as connection:
+                await connection.execute("select 1")
+        except (psycopg.OperationalError, PoolTimeout, TooManyRequests, PoolClosed):
+            raise unavailable("database_unavailable", "The database does not answer") from None
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            await self._pool.close()
+
+    async def _open_pool(self) -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
+        # Made on first use: serverless platforms start the app where no database is needed.
+        if self._pool is None:
+            self._pool = AsyncConnectionPool(
+                self._settings.database_url or "",
+                kwargs={
+                    "autocommit": True,
+                    "prepare_threshold": None,
+                    "connect_timeout": 5,
+                    "application_name": "lastcall",
+                },
+                min_size=0,
+                max_size=self._settings.pool_size,
+                max_waiting=self._settings.pool_max_waiting,
+                timeout=self._settings.pool_timeout_s,
+                # Give up soon: the next request tries again at once, with no backoff to wait for.
+                reconnect_timeout=1.0,
+                check=_check_not_closed,
+                open=False,
+            )
+            await self._pool.open()
+        return self._pool
+
+
+async def _check_not_closed(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Refuse a pooled connection that the server has closed, without a round trip: an idle connection
+    has nothing to read unless it was told goodbye."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        raise psycopg.OperationalError("the server closed the connection")
+
+
+def _translate(error: psycopg.Error) -> Exception:
+    """A refusal or an outage as FunctionError; any other error as it is."""
+    sqlstate = error.sqlstate
+    if sqlstate is None:
+        return (
+            unavailable("database_unavailable", "The database is out of reach; try again")
+            if isinstance(error, psycopg.OperationalError)
+            else error
+        )
+    if sqlstate.startswith("PT"):
+        return _refusal(sqlstate, error.diag.message_primary, error.diag.message_detail)
+    if sqlstate.startswith(_UNAVAILABLE_SQLSTATES):
+        return unavailable("database_unavailable", "The database is out of reach; try again")
+    return error
+
+
+def _refusal(sqlstate: str, message: str | None, detail: str | None) -> FunctionError:
+    return FunctionError(int(sqlstate[2:]), json.loads(detail or "{}").get("code", "refused"), message or "Refused")
+
+
+class PostgrestDatabase:
+    """The procedures, by the project's PostgREST with the caller's own token."""
+
+    def __init__(self, settings: Settings) -> None:
+        import httpx  # only here: what this transport needs, the other one does not load
+
+        self._url = f"{settings.supabase_url}/rest/v1"
+        self._headers = {"apikey": settings.publishable_key or ""}
+        timeout = httpx.Timeout(settings.statement_timeout_ms / 1000, connect=5, pool=settings.pool_timeout_s)
+        limits = httpx.Limits(max_connections=settings.pool_size)
+        self._http = httpx.AsyncClient(base_url=self._url, timeout=timeout, limits=limits)
+
+    async def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
+        import httpx
+        from postgrest import APIError, AsyncPostgrestClient
+
+        headers = {
+            **self._headers,
+            "Authorization": f"Bearer {caller.token}",
+            "X-Request-Id": caller.request_id,
+        }
+        client = AsyncPostgrestClient(self._url, headers=headers, http_client=self._http, retry_enabled=False)
+        given: dict[str, Any] = msgspec.to_builtins(
+            {name: value for name, value in arguments.items() if value is not None}
+        )
+        for last_try in (False, True):
+            try:
+                data = (await client.rpc(procedure, given).execute()).data
+                return data if isinstance(data, list) else [data]
+            except httpx.TransportError:
+                raise unavailable("database_unavailable", "The database is out of reach; try again") from None
+            except APIError as error:
+                if last_try or error.code not in _RETRY_SQLSTATES:
+                    raise _translate_postgrest(error) from error
+        raise AssertionError("unreachable")
+
+    async def ping(self) -> None:
+        import httpx
+
+        try:
+            response = await self._http.get("/", headers=self._headers)
+        except httpx.TransportError:
+            raise unavailable("database_unavailable", "The database does not answer") from None
+        if response.status_code >= 500:
+            raise unavailable("database_unavailable", "The database does not answer")
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+def _translate_postgrest(error: Any) -> Exception:
+    code = str(error.code or "")
+    if code.startswith("PT"):
+        return _refusal(code, error.message, error.details)
+    if code.startswith("PGRST30"):
+        return FunctionError(401, "unauthorized", "Invalid token", {"WWW-Authenticate": "Bearer"})
+    # PGRST00x: PostgREST has no database connection. 502 to 504: nor do we have PostgREST.
+    if code.startswith(("PGRST00", *_UNAVAILABLE_SQLSTATES)) or code in ("502", "503", "504"):
+        return unavailable("database_unavailable", "The database is out of reach; try again")
+    return error  # type: ignore[no-any-return]

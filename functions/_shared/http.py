@@ -1,0 +1,154 @@
+"""What is the same for every function over HTTP: method, body, replies, errors, request id, CORS."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import FunctionError
+from .log import logger
+
+Handler = Callable[[Request], Awaitable[Response]]
+ErrorBody = Callable[[FunctionError], dict[str, Any]]
+T = TypeVar("T")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
+}
+_ALLOWED_HEADERS = "authorization, apikey, content-type, idempotency-key, x-client-info, x-request-id"
+
+
+def reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON response."""
+    return Response(
+        msgspec.json.encode(body),
+        status,
+        {"Cache-Control": "no-store", **(headers or {})},
+        "application/json",
+    )
+
+
+def error_body(error: FunctionError) -> dict[str, Any]:
+    """The error body of the snake-case functions; the Supabase clients show its `error`."""
+    return {"success": False, "error": error.message, "code": error.code}
+
+
+class EdgeFunction:
+    """An edge function at one method: anything that its handler raises becomes its error body."""
+
+    def __init__(self, handler: Handler, method: str, failure: str, errors: ErrorBody) -> None:
+        self.handler = handler
+        self.method = method
+        self.failure = failure
+        self.errors = errors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            response = await self._respond(request)
+        except FunctionError as error:
+            response = reply(self.errors(error), error.status, error.headers)
+        except Exception:
+            fields = {"request_id": request.state.request_id}
+            logger.exception("request failed", extra={"fields": fields})
+            response = reply(self.errors(FunctionError(500, "internal_error", self.failure)), 500)
+        await response(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
+        allow = f"{self.method}, OPTIONS"
+        if request.method == "OPTIONS":
+            preflight = {
+                "Allow": allow,
+                "Access-Control-Allow-Methods": allow,
+                "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
+                "Access-Control-Max-Age": "86400",
+            }
+            return Response(status_code=204, headers=preflight)
+        if request.method != self.method:
+            raise FunctionError(405, "method_not_allowed", f"Method must be {self.method}", {"Allow": allow})
+        return await self.handler(request)
+
+
+def edge_function(
+    method: str, *, failure: str, errors: ErrorBody = error_body
+) -> Callable[[Handler], EdgeFunction]:
+    """Make a handler an edge function: its method, the message of its 500, its error body."""
+    return lambda handler: EdgeFunction(handler, method, failure, errors)
+
+
+async def read_body(request: Request, type_: type[T]) -> T:
+    """The request's JSON body as type_. Raises 413 (over the limit) and 400 (not such an object)."""
+    limit: int = request.app.state.settings.max_body_bytes
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise FunctionError(413, "body_too_large", f"Body must have at most {limit} bytes")
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except msgspec.ValidationError as error:
+        raise FunctionError(400, "invalid_body", _explain(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise FunctionError(400, "invalid_body", "Body must be a JSON object") from None
+
+
+def _explain(error: msgspec.ValidationError) -> str:
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", str(error))
+    return f"{missing[1]} is required" if missing else str(error)
+
+
+class RequestContext:
+    """Outermost: gives each request an id (its X-Request-Id, if that is one), answers with it and the
+    CORS headers, and writes one log line when the reply is out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        given = request.headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request.state.request_id = request_id
+        started = time.perf_counter()
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers.update(_CORS)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        finally:
+            fields = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "route": getattr(scope.get("route"), "path", None),
+                "status": status,
+                "duration_ms": round((time.perf_counter() - started) * 1000, 1),
+                "user_id": getattr(request.state, "user_id", None),
+            }
+            logger.info("request", extra={"fields": fields})
+
+
+async def not_found(request: Request, _error: Exception) -> Response:
+    """The answer at a path where no function is."""
+    return reply(error_body(FunctionError(404, "no_such_function", f"No function at {request.url.path}")), 404)

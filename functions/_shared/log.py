@@ -1,0 +1,42 @@
+"""Logs as JSON lines on stderr. What is logged is chosen field by field: no token, body or phone number."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+
+logger = logging.getLogger("lastcall")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, message, the fields given as extra={"fields": ...}, and
+    where an exception came from, without its message, which may quote a row."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        entry.update(getattr(record, "fields", {}))
+        if record.exc_info and record.exc_info[0]:
+            entry["exception"] = record.exc_info[0].__name__
+            entry["sqlstate"] = getattr(record.exc_info[1], "sqlstate", None)
+            entry["trace"] = [
+                f"{frame.filename}:{frame.lineno} {frame.name}"
+                for frame in traceback.extract_tb(record.exc_info[2])
+            ]
+        return json.dumps(entry, default=str)
+
+
+def configure_logging() -> None:
+    """Send every logger's lines to stderr as JSON."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -1,0 +1,97 @@
+"""Settings from the environment, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MIN_SECRET_BYTES = 32
+
+
+class SettingsError(Exception):
+    """The environment does not describe a service that can run; the message says what to set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where the database is, whose tokens count, and the limits of the service."""
+
+    database_url: str | None = None
+    """Postgres for the functions, a libpq URI."""
+    supabase_url: str | None = None
+    """The project's URL: its PostgREST, and its JWKS."""
+    publishable_key: str | None = None
+    """The project's publishable (or anon) key, for PostgREST."""
+    transport: str = "postgres"
+    """postgres or postgrest."""
+    jwt_secret: str | None = None
+    """HS256 secret. When set, HS256 tokens count and no others."""
+    jwt_issuer: str | None = None
+    """The iss that a token must have; None: any, but it must have one."""
+    jwt_audience: str = "authenticated"
+    """The aud that a token must have."""
+    host: str = "127.0.0.1"
+    port: int = 8787
+    pool_size: int = 10
+    """Most database connections."""
+    pool_timeout_s: float = 5.0
+    """Seconds that a request waits for a connection before it is answered 503."""
+    pool_max_waiting: int = 200
+    """Most requests that wait for a connection; one more is answered 503 at once."""
+    statement_timeout_ms: int = 60_000
+    """Milliseconds after which Postgres gives a procedure up and undoes it."""
+    max_body_bytes: int = 65_536
+    """A larger request body is answered 413."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Settings:
+        """Read the settings; raises SettingsError with what to set."""
+        url = _url(env, "SUPABASE_URL")
+        settings = cls(
+            database_url=env.get("DATABASE_URL") or None,
+            supabase_url=url,
+            publishable_key=env.get("SUPABASE_PUBLISHABLE_KEY") or None,
+            transport=env.get("LASTCALL_TRANSPORT") or ("postgres" if env.get("DATABASE_URL") else "postgrest"),
+            jwt_secret=env.get("SUPABASE_JWT_SECRET") or None,
+            jwt_issuer=env.get("SUPABASE_JWT_ISSUER") or (f"{url}/auth/v1" if url else None),
+            jwt_audience=env.get("SUPABASE_JWT_AUDIENCE") or "authenticated",
+            host=env.get("HOST") or "127.0.0.1",
+            port=_integer(env, "PORT", 8787, 0, 65_535),
+            pool_size=_integer(env, "LASTCALL_POOL_SIZE", 10, 1, 1_000),
+            pool_timeout_s=_integer(env, "LASTCALL_POOL_TIMEOUT_MS", 5_000, 1, 600_000) / 1000,
+            pool_max_waiting=_integer(env, "LASTCALL_POOL_MAX_WAITING", 200, 1, 1_000_000),
+            statement_timeout_ms=_integer(env, "LASTCALL_STATEMENT_TIMEOUT_MS", 60_000, 1, 86_400_000),
+            max_body_bytes=_integer(env, "LASTCALL_MAX_BODY_BYTES", 65_536, 1_024, 1 << 30),
+        )
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        if self.transport not in ("postgres", "postgrest"):
+            raise SettingsError("LASTCALL_TRANSPORT must be postgres or postgrest")
+        if self.transport == "postgres" and not self.database_url:
+            raise SettingsError("the postgres transport needs DATABASE_URL")
+        if self.transport == "postgrest" and not (self.supabase_url and self.publishable_key):
+            raise SettingsError(
+                "set DATABASE_URL, or SUPABASE_URL and SUPABASE_PUBLISHABLE_KEY for the PostgREST transport"
+            )
+        if self.jwt_secret and len(self.jwt_secret.encode()) < MIN_SECRET_BYTES:
+            raise SettingsError(f"SUPABASE_JWT_SECRET must have at least {MIN_SECRET_BYTES} bytes")
+        if not self.jwt_secret and not self.supabase_url:
+            raise SettingsError("set SUPABASE_JWT_SECRET, or SUPABASE_URL for the project's JWKS")
+
+
+def _url(env: Mapping[str, str], name: str) -> str | None:
+    value = (env.get(name) or "").rstrip("/")
+    if value and not value.startswith(("https://", "http://")):
+        raise SettingsError(f"{name} must be an http(s) URL")
+    return value or None
+
+
+def _integer(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    value = env.get(name)
+    if not value:
+        return default
+    if not value.isascii() or not value.isdigit() or not low <= int(value) <= high:
+        raise SettingsError(f"{name} must be a whole number from {low} to {high}")
+    return int(value)

@@ -1,0 +1,55 @@
+"""The Starlette app: which function answers at which path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from ._shared.auth import TokenVerifier
+from ._shared.database import connect_database
+from ._shared.http import RequestContext, not_found
+from ._shared.settings import Settings
+from .calls_batch_cancel import calls_batch_cancel
+from .health import health
+from .stop_calling import stop_calling
+
+ROUTES = [
+    Route("/functions/v1/calls-batch-cancel", calls_batch_cancel),
+    Route("/calls-batch-cancel", calls_batch_cancel),
+    Route("/api/call/stop-calling", stop_calling),
+    Route("/health", health),
+]
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The service of these settings. Nothing is connected before the first request."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await app.state.database.close()
+
+    app = Starlette(
+        routes=ROUTES,
+        middleware=[Middleware(RequestContext)],
+        exception_handlers={404: not_found},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.settings = settings
+    app.state.verifier = TokenVerifier(settings)
+    app.state.database = connect_database(settings)
+    return app
+
+
+def __getattr__(name: str) -> Starlette:
+    """`functions.app:app` for ASGI servers, from the environment, when it is asked for."""
+    if name != "app":
+        raise AttributeError(name)
+    globals()["app"] = app = create_app(Settings.from_env(os.environ))
+    return app

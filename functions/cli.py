@@ -1,0 +1,189 @@
+"""The command `lastcall`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from ._shared.settings import MIN_SECRET_BYTES, Settings, SettingsError
+
+STATE = Path(".lastcall")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0 done, 1 the demo's verdict is no, 2 cannot run."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except CommandError as error:
+        print(f"lastcall: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+class CommandError(Exception):
+    """The command cannot run; the message says what to do about it."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lastcall", description="Stops outbound call batches for certain.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser(
+        "serve",
+        help="the functions over HTTP",
+        description="Serve the functions at HOST and PORT (127.0.0.1:8787). Without DATABASE_URL and "
+        "SUPABASE_URL, on an embedded PostgreSQL under .lastcall/. Prints 'ready http://...' when it answers.",
+    )
+    serve.set_defaults(run=_serve)
+
+    migrate = commands.add_parser(
+        "migrate",
+        help="bring DATABASE_URL to this release",
+        description="Apply the core to DATABASE_URL, which must be its owner's. Safe to run twice.",
+    )
+    migrate.set_defaults(run=_migrate)
+
+    token = commands.add_parser(
+        "token",
+        help="a development token",
+        description="Print a JWT for a user, signed with SUPABASE_JWT_SECRET or, without one, with the "
+        "secret of the embedded default.",
+    )
+    token.add_argument("--user", required=True, metavar="UUID", help="the user's id (claim sub)")
+    token.add_argument(
+        "--expires-in", type=int, default=3600, metavar="S", help="seconds until it expires (default 3600)"
+    )
+    token.set_defaults(run=_token)
+
+    demo = commands.add_parser(
+        "demo",
+        help="cancel and stop two batches in mid-flight, and prove it",
+        description="Dial a batch of contacts on the embedded PostgreSQL, cancel it over HTTP in mid-flight, "
+        "stop another one, and verify that no call started afterwards. Exit status 1 if any did.",
+    )
+    demo.add_argument("--contacts", type=int, default=5000, metavar="N", help="contacts per batch (default 5000)")
+    demo.add_argument("--keep", action="store_true", help="go on serving, and print curl commands to try")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _serve(_options: argparse.Namespace) -> int:
+    from ._shared.log import configure_logging
+    from .postgres_server import PostgresServer, PostgresServerError, embedded_postgres
+    from .server import serve
+
+    env = dict(os.environ)
+    listening = _listen(env)
+    server: PostgresServer | None = None
+    if not env.get("DATABASE_URL") and not env.get("SUPABASE_URL"):
+        from .migrations import migrate
+
+        server = embedded_postgres(STATE / "postgres")
+        try:
+            server.start()
+        except PostgresServerError as error:
+            raise CommandError(str(error)) from None
+        migrate(server.uri())
+        env["DATABASE_URL"] = server.uri(user="authenticator")
+        env.setdefault("SUPABASE_JWT_SECRET", kept_secret())
+    try:
+        settings = _settings(env)
+        configure_logging()
+        serve(settings, listening)
+    finally:
+        if server is not None:
+            server.stop()
+    return 0
+
+
+def _listen(env: Mapping[str, str]) -> socket.socket:
+    """Take the address before anything is started for it."""
+    host, port = env.get("HOST") or "127.0.0.1", env.get("PORT") or "8787"
+    if not port.isdigit() or int(port) > 65_535:
+        raise CommandError("PORT must be a whole number from 0 to 65535")
+    try:
+        return socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise CommandError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; set PORT to another one") from None
+
+
+def _settings(env: Mapping[str, str]) -> Settings:
+    try:
+        return Settings.from_env(env)
+    except SettingsError as error:
+        raise CommandError(str(error)) from None
+
+
+def kept_secret() -> str:
+    """The HS256 secret of the embedded default: made once, readable by its owner only."""
+    path = STATE / "jwt-secret"
+    STATE.mkdir(exist_ok=True)
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(MIN_SECRET_BYTES))
+    except FileExistsError:
+        pass
+    return path.read_text()
+
+
+def _migrate(_options: argparse.Namespace) -> int:
+    import psycopg
+
+    from .migrations import migrate
+
+    url = os.environ.get("DATABASE_URL")
+    if not url:
+        raise CommandError("set DATABASE_URL to the database to migrate")
+    try:
+        applied = migrate(url)
+    except psycopg.Error as error:
+        raise CommandError(f"migration failed: {error}") from None
+    for name in applied:
+        print(f"applied {name}")
+    print("up to date")
+    return 0
+
+
+def _token(options: argparse.Namespace) -> int:
+    from uuid import UUID
+
+    try:
+        user = UUID(options.user)
+    except ValueError:
+        raise CommandError("--user must be a UUID") from None
+    secret = os.environ.get("SUPABASE_JWT_SECRET") or kept_secret()
+    print(make_token(secret, user=str(user), expires_in=options.expires_in, env=os.environ))
+    return 0
+
+
+def make_token(secret: str, *, user: str, expires_in: int, env: Mapping[str, str]) -> str:
+    """A user's JWT as Supabase Auth would make it, valid for expires_in seconds."""
+    import jwt
+
+    now = int(time.time())
+    url = (env.get("SUPABASE_URL") or "").rstrip("/")
+    return jwt.encode(
+        {
+            "iss": env.get("SUPABASE_JWT_ISSUER") or (f"{url}/auth/v1" if url else "lastcall"),
+            "aud": env.get("SUPABASE_JWT_AUDIENCE") or "authenticated",
+            "role": "authenticated",
+            "sub": user,
+            "iat": now,
+            "exp": now + expires_in,
+        },
+        secret,
+        algorithm="HS256",
+    )
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import run
+
+    return run(options.contacts, keep=options.keep)

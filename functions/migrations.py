@@ -1,0 +1,92 @@
+"""Bring a database to the core of this release, and write the core's changes as migrations.
+
+supabase/migrations/ is what gets applied, by `lastcall migrate` and by the Supabase CLI alike; both
+keep their history in the CLI's table, so that either can go on where the other stopped. sql/ is the
+source: `create_migration` writes each of its files that changed into a new migration.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+
+_ROOT = Path(__file__).parent.parent
+_PACKAGED = Path(__file__).parent / "_core"
+SQL = _ROOT / "sql"
+MIGRATIONS = _ROOT / "supabase" / "migrations"
+
+# Any two migrations of one database: the second waits.
+_LOCK_KEY = 0x6C617374  # "last"
+_HISTORY = """
+create schema if not exists supabase_migrations;
+create table if not exists supabase_migrations.schema_migrations (
+  version text not null primary key, statements text[], name text
+);
+alter table supabase_migrations.schema_migrations add column if not exists statements text[];
+alter table supabase_migrations.schema_migrations add column if not exists name text;
+"""
+_SECTION = re.compile(r"^-- file: (\S+)\n(.*?)(?=^-- file: |\Z)", re.MULTILINE | re.DOTALL)
+
+
+def migrate(database_url: str) -> list[str]:
+    """Apply the migrations that the database does not have yet, each in a transaction of its own.
+    On a plain Postgres, first what Supabase would provide (sql/local).
+    Returns their names. Raises psycopg.Error; a migration that fails leaves nothing of itself."""
+    applied = []
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("select pg_advisory_lock(%s)", [_LOCK_KEY])
+        if not _is_supabase(connection):
+            for path in sorted(_core("local", SQL / "local").glob("*.sql")):
+                connection.execute(path.read_bytes())
+        connection.execute("set client_min_messages = warning")
+        connection.execute(_HISTORY.encode())
+        known = {row[0] for row in connection.execute("select version from supabase_migrations.schema_migrations")}
+        for path in sorted(_core("migrations", MIGRATIONS).glob("*.sql")):
+            version, _, name = path.stem.partition("_")
+            if version in known:
+                continue
+            with connection.transaction():
+                connection.execute(path.read_bytes())
+                connection.execute(
+                    "insert into supabase_migrations.schema_migrations (version, name, statements)"
+                    " values (%s, %s, %s)",
+                    [version, name, [path.read_text()]],
+                )
+            applied.append(path.stem)
+    return applied
+
+
+def source_files() -> list[str]:
+    """The files of sql/ in the order in which they build the core."""
+    return (SQL / "order.txt").read_text().split()
+
+
+def create_migration(name: str) -> Path | None:
+    """Write the files of sql/ that differ from what the migrations hold of them into a new migration
+    `name`, and return its path; None when nothing changed. What cannot be run again as it is (a
+    table, a type, an index) has to be turned into its change by hand."""
+    migrated: dict[str, str] = {}
+    for path in sorted(MIGRATIONS.glob("*.sql")):
+        migrated.update(_SECTION.findall(path.read_text()))
+    changed = [
+        (file, text) for file in source_files() if (text := (SQL / file).read_text()).strip() != migrated.get(file, "").strip()
+    ]
+    if not changed:
+        return None
+    version = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
+    path = MIGRATIONS / f"{version}_{name}.sql"
+    MIGRATIONS.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(f"-- file: {file}\n{text}" for file, text in changed))
+    return path
+
+
+def _core(packaged: str, source: Path) -> Path:
+    """In a wheel the files are within the package; in a checkout they are where they are made."""
+    return source if source.is_dir() else _PACKAGED / packaged
+
+
+def _is_supabase(connection: psycopg.Connection) -> bool:
+    return connection.execute("select from pg_roles where rolname = 'supabase_admin'").fetchone() is not None

@@ -1,0 +1,37 @@
+"""Serve the app with uvicorn on a socket that is already listening."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+
+import uvicorn
+
+from ._shared.settings import Settings
+from .app import create_app
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            print(f"ready http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201
+
+
+def serve(settings: Settings, listening: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM; then requests in flight finish. Prints `ready http://...`."""
+    config = uvicorn.Config(
+        create_app(settings),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=settings.statement_timeout_ms // 1000 + 1,
+        server_header=False,
+    )
+    # uvicorn repeats the signal that ended it: let SIGTERM too come back as an exception, so that the
+    # caller's clean-up runs.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_Server(config).serve(sockets=[listening]))

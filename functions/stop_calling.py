@@ -1,0 +1,51 @@
+"""POST /api/call/stop-calling: public.stop_batch over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ._shared.auth import verify_jwt
+from ._shared.database import call
+from ._shared.errors import FunctionError
+from ._shared.http import edge_function, read_body, reply
+from ._shared.text import Text
+
+
+class StopCalling(msgspec.Struct, rename="camel"):
+    """batch_id: the batch to halt. user_id: the user responsible for it. Both UUIDs or external ids.
+    skip_remaining: end the batch early. reason: for the audit trail."""
+
+    batch_id: Text
+    user_id: Text
+    skip_remaining: bool = False
+    reason: Text | None = None
+
+
+def envelope(data: dict[str, Any], code: int = 200, error_message: str = "") -> dict[str, Any]:
+    """The body of stop-calling's replies."""
+    return {
+        "message": "",
+        "status": code == 200,
+        "code": code,
+        "errorMessage": error_message,
+        "data": data,
+    }
+
+
+def error_envelope(error: FunctionError) -> dict[str, Any]:
+    """The body of stop-calling's errors."""
+    return envelope({}, error.status, error.message)
+
+
+@edge_function("POST", failure="Failed to stop calling service or call queue", errors=error_envelope)
+async def stop_calling(request: Request) -> Response:
+    """Stop the batch: its queue is emptied, calls in progress finish; it can be started again."""
+    caller = await verify_jwt(request)
+    body = await read_body(request, StopCalling)
+    key = request.headers.get("idempotency-key")
+    stopped = await call(request, caller, "stop_batch", idempotency_key=key, **msgspec.structs.asdict(body))
+    return reply(envelope({"batchId": stopped["batch_id"], "status": stopped["status"]}))

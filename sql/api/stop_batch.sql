@@ -1,0 +1,100 @@
+create type public.stop_batch_result as (
+  batch_id          text,                 -- as it was given
+  status            public.batch_status,
+  contacts_released integer,              -- taken out of the call queue, to be called when started again
+  contacts_skipped  integer,              -- with skip_remaining
+  calls_in_progress integer               -- these finish
+);
+
+-- Stop a batch: no further call starts, the call queue is emptied, calls in progress finish.
+-- Contacts stay, and the batch can be started again; with p_skip_remaining those not yet
+-- called are skipped. Stopping a stopped batch is a success. The batch and user come from
+-- private.find_stop_target and are checked again here.
+-- Raises PT401, PT403 (of no agency; neither the user nor an owner or admin), PT404 (no such batch of
+-- the user), PT400 (already completed or cancelled), PT409 (idempotency key reused).
+-- Contract: stop-calling.
+create or replace function private.stop_batch(
+  p_agency_id uuid, p_batch_id uuid, p_user_id uuid, p_given_id text, p_skip_remaining boolean,
+  p_idempotency_key text, p_reason text)
+returns public.stop_batch_result
+language plpgsql volatile
+security definer  -- callers hold no table grants; this is their only door
+set search_path = ''
+as $$
+declare
+  v_actor   private.actor := private.require_actor(p_agency_id);
+  v_batch   public.call_batches;
+  v_request jsonb := jsonb_build_object(
+    'procedure', 'stop_batch', 'batch_id', p_batch_id, 'user_id', p_user_id,
+    'skip_remaining', p_skip_remaining, 'reason', p_reason, 'actor', v_actor.id);
+  v_answer  jsonb;
+  v_result  public.stop_batch_result;
+begin
+  if not private.is_agency_admin(v_actor) and p_user_id is distinct from v_actor.id then
+    raise sqlstate 'PT403' using message = 'Only the user, or an owner or admin of the agency, may stop this batch',
+      detail = '{"code": "role_not_allowed"}';
+  end if;
+
+  v_batch := private.lock_batch(p_agency_id, p_batch_id);
+  if p_user_id is not null and v_batch.user_id is distinct from p_user_id then
+    raise sqlstate 'PT404' using message = 'Batch not found',
+      detail = '{"code": "batch_not_found"}';
+  end if;
+  v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
+  if v_answer is not null then
+    return jsonb_populate_record(v_result, v_answer);
+  end if;
+  if v_batch.status in ('completed', 'cancelled') then
+    raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
+      detail = format('{"code": "batch_already_%s"}', v_batch.status);
+  end if;
+
+  v_result := (p_given_id, 'stopped', 0, 0, v_batch.in_progress);
+  if p_skip_remaining then
+    v_result.contacts_skipped := private.skip_remaining(p_agency_id, p_batch_id, 'Batch stopped');
+  else
+    v_result.contacts_released := private.release_queued(p_agency_id, p_batch_id, v_batch.claim_cursor, 'infinity');
+  end if;
+  update public.call_batches b
+     set status = 'stopped',
+         queued = 0,
+         skipped = b.skipped + v_result.contacts_skipped,
+         skip_remaining = b.skip_remaining or p_skip_remaining,
+         next_claim_at = clock_timestamp(),
+         stopped_at = case when b.status = 'stopped' then b.stopped_at else clock_timestamp() end
+   where b.agency_id = p_agency_id and b.id = p_batch_id;
+  perform private.record_event(p_agency_id, v_batch, v_actor, 'stop', 'stopped',
+    v_result.contacts_skipped + v_result.contacts_released,
+    p_on_behalf_of => p_user_id, p_reason => p_reason, p_idempotency_key => p_idempotency_key,
+    p_request => v_request, p_response => to_jsonb(v_result));
+  return v_result;
+end;
+$$;
+
+revoke execute on function private.stop_batch(uuid, uuid, uuid, text, boolean, text, text) from public;
+grant  execute on function private.stop_batch(uuid, uuid, uuid, text, boolean, text, text) to authenticated, service_role, lastcall_admin;
+comment on function private.stop_batch(uuid, uuid, uuid, text, boolean, text, text) is 'public.stop_batch, for a batch and user of a known agency.';
+
+-- The door to private.stop_batch for users, services and consoles; these two may leave the user out.
+-- batch_id, user_id: UUIDs or external ids.
+-- skip_remaining: end the batch early, its contacts not yet called become skipped.
+-- idempotency_key: a repeat with the same key and arguments gets the first answer again.
+-- reason: kept in the audit trail.
+create or replace function public.stop_batch(
+  batch_id text, user_id text default null, skip_remaining boolean default false,
+  idempotency_key text default null, reason text default null)
+returns public.stop_batch_result
+language sql volatile
+security invoker
+set search_path = ''
+as $$
+  select private.stop_batch(
+           t.agency_id, t.batch_id, t.user_id, $1, coalesce(skip_remaining, false), idempotency_key, reason)
+    from private.find_stop_target($1, $2) t
+$$;
+
+revoke execute on function public.stop_batch(text, text, boolean, text, text) from public, anon;
+grant  execute on function public.stop_batch(text, text, boolean, text, text) to authenticated, service_role, lastcall_admin;
+grant  execute on function private.find_stop_target(text, text) to authenticated, service_role, lastcall_admin;
+comment on function public.stop_batch(text, text, boolean, text, text) is
+  'Stop a call batch: its queue is emptied, calls in progress finish; it can be started again.';

@@ -1,0 +1,178 @@
+create type public.claimed_contact as (
+  agency_id        uuid,
+  batch_id         uuid,
+  call_id          bigint,
+  contact_id       bigint,
+  phone_number     text,
+  attempt          smallint,
+  custom_data      jsonb,
+  lease_expires_at timestamptz
+);
+
+-- Claim the next contacts of one batch under a lease of p_lease_seconds, at most
+-- p_max_contacts, and no more than the batch's max_concurrent and calls_per_minute leave
+-- room for. First those that came back and are due, then the others in dial order.
+-- Returns nothing, without waiting, when someone else holds the batch: claimers never queue
+-- up in front of a cancel.
+create or replace function private.claim_batch(
+  p_agency_id uuid, p_batch_id uuid, p_max_contacts integer, p_lease_seconds integer)
+returns setof public.claimed_contact
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_batch       public.call_batches;
+  v_now         timestamptz;
+  v_limit       integer;
+  v_recent      timestamptz[];
+  v_due         bigint[];
+  v_in_turn     bigint[];
+  v_contact_id  bigint;
+  v_claimed     public.claimed_contact;
+begin
+  select b.* into v_batch
+    from public.call_batches b
+   where b.agency_id = p_agency_id and b.id = p_batch_id and b.status = 'processing'
+     for no key update skip locked;
+  if not found then
+    return;
+  end if;
+  v_now := clock_timestamp();
+  v_limit := greatest(least(p_max_contacts, v_batch.max_concurrent - v_batch.queued - v_batch.in_progress), 0);
+
+  if v_batch.calls_per_minute is not null and v_limit > 0 then
+    v_recent := array(
+      select r.created_at
+        from (select c.created_at
+                from public.calls c
+               where c.agency_id = p_agency_id and c.batch_id = p_batch_id
+               order by c.agency_id desc, c.batch_id desc, c.id desc
+               limit v_batch.calls_per_minute) r
+       where r.created_at > v_now - interval '1 minute'
+       order by r.created_at);
+    if cardinality(v_recent) >= v_batch.calls_per_minute then
+      update public.call_batches b
+         set next_claim_at = v_recent[1] + interval '1 minute'
+       where b.agency_id = p_agency_id and b.id = p_batch_id;
+      return;
+    end if;
+    v_limit := least(v_limit, v_batch.calls_per_minute - cardinality(v_recent));
+  end if;
+  if v_limit = 0 then
+    return;
+  end if;
+
+  v_due := array(
+    select c.id
+      from public.campaign_contacts c
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id
+       and c.due_at <= v_now and c.status in ('pending', 'scheduled')
+     order by c.due_at
+     limit v_limit);
+  v_in_turn := array(
+    select c.id
+      from public.campaign_contacts c
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id > v_batch.claim_cursor
+       and c.due_at is null and c.status in ('pending', 'scheduled')
+     order by c.agency_id, c.batch_id, c.id
+     limit v_limit - cardinality(v_due));
+
+  -- One by one, by the whole primary key: a statement for all of them may be planned, while the
+  -- statistics do not know a new batch yet, to read the whole batch at every claim.
+  foreach v_contact_id in array v_due || v_in_turn loop
+    with claimed as (
+      update public.campaign_contacts c
+         set status = 'queued',
+             due_at = null
+       where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_contact_id
+      returning c.phone_number, c.attempts),
+    leased as (
+      insert into public.calls (agency_id, batch_id, contact_id, attempt, created_at, lease_expires_at)
+      select p_agency_id, p_batch_id, v_contact_id, c.attempts + 1, v_now,
+             v_now + make_interval(secs => p_lease_seconds)
+        from claimed c
+      returning id, attempt, lease_expires_at)
+    select p_agency_id, p_batch_id, l.id, v_contact_id, c.phone_number, l.attempt,
+           coalesce((select d.custom_data
+                       from public.contact_data d
+                      where d.agency_id = p_agency_id and d.batch_id = p_batch_id
+                        and d.contact_id = v_contact_id), '{}'),
+           l.lease_expires_at
+      into v_claimed
+      from claimed c, leased l;
+    return next v_claimed;
+  end loop;
+
+  update public.call_batches b
+     set queued = b.queued + cardinality(v_due) + cardinality(v_in_turn),
+         claim_cursor = coalesce(v_in_turn[cardinality(v_in_turn)], b.claim_cursor),
+         last_claimed_at = v_now,
+         -- All are claimed: nothing to look for until one is due or comes back.
+         next_claim_at = case when cardinality(v_due) + cardinality(v_in_turn) < v_limit then (
+             select min(c.due_at)
+               from public.campaign_contacts c
+              where c.agency_id = p_agency_id and c.batch_id = p_batch_id
+                and c.due_at is not null and c.status in ('pending', 'scheduled'))
+           else b.next_claim_at end
+   where b.agency_id = p_agency_id and b.id = p_batch_id;
+end;
+$$;
+
+revoke execute on function private.claim_batch(uuid, uuid, integer, integer) from public;
+comment on function private.claim_batch(uuid, uuid, integer, integer) is 'Claim the next contacts of one batch.';
+
+-- Claim the next contacts to call, all of one batch: of the batches that have something to
+-- claim, the one that was served longest ago, so that a huge batch takes turns with a small one.
+-- max_contacts: 1 to 1000. lease_seconds: 1 to 3600; start_call must come before it ends.
+-- batch_id: only this batch. Returns nothing when there is nothing to claim now.
+-- Raises PT401, PT403 (not a service or console), PT400 (a number out of range).
+create or replace function private.claim_contacts(p_max_contacts integer, p_lease_seconds integer, p_batch_id uuid)
+returns setof public.claimed_contact
+language plpgsql volatile
+security definer
+set search_path = ''
+as $$
+declare
+  v_actor private.actor := private.require_service();
+  v_now   timestamptz := clock_timestamp();
+  v_batch record;
+begin
+  if p_max_contacts is null or p_max_contacts not between 1 and 1000
+     or p_lease_seconds is null or p_lease_seconds not between 1 and 3600 then
+    raise sqlstate 'PT400' using message = 'max_contacts must be 1 to 1000 and lease_seconds 1 to 3600',
+      detail = '{"code": "claim_out_of_range"}';
+  end if;
+
+  for v_batch in
+    select b.agency_id, b.id
+      from public.call_batches b
+     where b.status = 'processing'
+       and b.next_claim_at <= v_now
+       and (b.max_concurrent is null or b.queued + b.in_progress < b.max_concurrent)
+       and (p_batch_id is null or b.id = p_batch_id)
+     order by b.last_claimed_at nulls first, b.created_at
+  loop
+    return query select * from private.claim_batch(v_batch.agency_id, v_batch.id, p_max_contacts, p_lease_seconds);
+    exit when found;
+  end loop;
+end;
+$$;
+
+revoke execute on function private.claim_contacts(integer, integer, uuid) from public;
+grant  execute on function private.claim_contacts(integer, integer, uuid) to service_role, lastcall_admin;
+comment on function private.claim_contacts(integer, integer, uuid) is 'public.claim_contacts.';
+
+create or replace function public.claim_contacts(
+  max_contacts integer default 10, lease_seconds integer default 60, batch_id uuid default null)
+returns setof public.claimed_contact
+language sql volatile
+security invoker
+set search_path = ''
+as $$
+  select * from private.claim_contacts(max_contacts, lease_seconds, batch_id)
+$$;
+
+revoke execute on function public.claim_contacts(integer, integer, uuid) from public, anon, authenticated;
+grant  execute on function public.claim_contacts(integer, integer, uuid) to service_role, lastcall_admin;
+comment on function public.claim_contacts(integer, integer, uuid) is
+  'Claim the next contacts to call, under a lease; batches take turns.';

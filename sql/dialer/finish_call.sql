@@ -1,0 +1,99 @@
+-- Record the results of calls of one batch, in a group: one change of the batch's counters.
+-- p_results: a JSON array of objects with call_id, status (completed or failed) and, where
+-- known, outcome, duration_seconds, carrier_call_id, notes. A failed call with attempts left
+-- puts its contact back, due after the batch's retry delay, unless the batch is over
+-- (cancelled, or ended early): then the contact is failed. A result for a call that is not
+-- in progress (told twice, never started) changes nothing.
+-- Returns the ids of the calls that ended by it.
+-- Raises PT401, PT403 (not a service or console), PT404, PT400 (not such an array).
+create or replace function private.finish_call(p_agency_id uuid, p_batch_id uuid, p_results jsonb)
+returns setof bigint
+language plpgsql volatile
+security definer
+set search_path = ''
+as $$
+declare
+  v_actor     private.actor := private.require_service();
+  v_batch     public.call_batches;
+  v_now       timestamptz;
+  v_retry_at  timestamptz;
+  v_result    record;
+  v_call      public.calls;
+  v_contact   public.contact_status;
+  v_completed integer := 0;
+  v_failed    integer := 0;
+  v_retried   integer := 0;
+begin
+  if jsonb_typeof(p_results) is distinct from 'array' or jsonb_path_exists(
+       p_results, '$[*] ? (!(@.call_id.type() == "number") || !(@.status == "completed" || @.status == "failed"))') then
+    raise sqlstate 'PT400' using message = 'results must be an array of objects with call_id and status completed or failed',
+      detail = '{"code": "results_invalid"}';
+  end if;
+
+  v_batch := private.lock_batch(p_agency_id, p_batch_id);
+  v_now := clock_timestamp();
+  v_retry_at := v_now + make_interval(secs => v_batch.retry_delay_seconds);
+  for v_result in
+    select *
+      from jsonb_to_recordset(p_results) as r (
+        call_id bigint, status public.call_status, outcome text, duration_seconds integer,
+        carrier_call_id text, notes text)
+  loop
+    update public.calls c
+       set status = v_result.status,
+           ended_at = v_now,
+           outcome = v_result.outcome,
+           duration_seconds = v_result.duration_seconds,
+           carrier_call_id = coalesce(v_result.carrier_call_id, c.carrier_call_id)
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_result.call_id
+       and c.status = 'in_progress'
+    returning c.* into v_call;
+    continue when not found;
+
+    select case when v_result.status = 'completed' then 'completed'
+                when c.attempts < c.max_attempts and v_batch.status <> 'cancelled' and not v_batch.skip_remaining
+                  then 'scheduled'
+                else 'failed' end
+      into v_contact
+      from public.campaign_contacts c
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_call.contact_id;
+    update public.campaign_contacts c
+       set status = v_contact,
+           due_at = case when v_contact = 'scheduled' then v_retry_at end,
+           completed_at = case when v_contact <> 'scheduled' then v_now end,
+           outcome = v_result.outcome,
+           outcome_notes = v_result.notes,
+           duration_seconds = v_result.duration_seconds
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_call.contact_id;
+    v_completed := v_completed + (v_contact = 'completed')::integer;
+    v_failed := v_failed + (v_contact = 'failed')::integer;
+    v_retried := v_retried + (v_contact = 'scheduled')::integer;
+    return next v_result.call_id;
+  end loop;
+
+  update public.call_batches b
+     set in_progress = b.in_progress - v_completed - v_failed - v_retried,
+         completed = b.completed + v_completed,
+         failed = b.failed + v_failed,
+         next_claim_at = case when v_retried > 0 then least(b.next_claim_at, v_retry_at) else b.next_claim_at end
+   where b.agency_id = p_agency_id and b.id = p_batch_id and v_completed + v_failed + v_retried > 0;
+end;
+$$;
+
+revoke execute on function private.finish_call(uuid, uuid, jsonb) from public;
+grant  execute on function private.finish_call(uuid, uuid, jsonb) to service_role, lastcall_admin;
+comment on function private.finish_call(uuid, uuid, jsonb) is 'public.finish_call, for a batch of a known agency.';
+
+-- The door to private.finish_call. results: all of batch_id.
+create or replace function public.finish_call(batch_id uuid, results jsonb)
+returns setof bigint
+language sql volatile
+security invoker
+set search_path = ''
+as $$
+  select private.finish_call(private.find_batch_agency(batch_id), batch_id, results)
+$$;
+
+revoke execute on function public.finish_call(uuid, jsonb) from public, anon, authenticated;
+grant  execute on function public.finish_call(uuid, jsonb) to service_role, lastcall_admin;
+comment on function public.finish_call(uuid, jsonb) is 'Record the results of calls of one batch.';

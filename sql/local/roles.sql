@@ -1,0 +1,27 @@
+-- What Supabase provides and a plain Postgres lacks: the roles that PostgREST and the
+-- functions act as. The login role "authenticator" owns nothing and inherits nothing: a
+-- connection that forgets to choose a role can call no procedure. Needs a superuser, once
+-- per cluster; safe to repeat, also by two migrations at once.
+do $$
+declare
+  v_role record;
+begin
+  for v_role in
+    select r.name, r.options
+      from (values ('anon', 'nologin noinherit'),
+                   ('authenticated', 'nologin noinherit'),
+                   ('service_role', 'nologin noinherit bypassrls'),
+                   ('authenticator', 'login noinherit')) as r (name, options)
+     where not exists (select from pg_catalog.pg_roles where rolname = r.name)
+  loop
+    begin
+      execute format('create role %I %s', v_role.name, v_role.options);
+    exception when duplicate_object or unique_violation then
+      null;  -- another migration of this cluster was faster
+    end;
+  end loop;
+end;
+$$;
+
+grant anon, authenticated, service_role to authenticator;
+grant usage on schema public to anon, authenticated, service_role;

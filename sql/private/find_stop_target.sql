@@ -1,0 +1,72 @@
+-- Which batch and whose is meant by stop_batch, looked up without a lock.
+create type private.stop_target as (agency_id uuid, batch_id uuid, user_id uuid);
+
+-- Both ids may be UUIDs or external ids. A user must name the responsible user, may be that
+-- user or an owner or admin of the agency, and reaches only that user's batches in the own
+-- agency. A service or a console may leave the user out, and reaches every agency.
+-- Raises PT401, PT400 (an id is missing, or agencies share it), PT403 (of no agency; neither that
+-- user nor an owner or admin), PT404 (no such user; no such batch of that user).
+create or replace function private.find_stop_target(p_batch_id text, p_user_id text)
+returns private.stop_target
+language plpgsql stable
+security definer  -- looks at users and batches, of every agency for a service or a console
+set search_path = ''
+as $$
+declare
+  v_uuid    constant text := '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$';
+  v_actor   private.actor := private.current_actor();
+  v_users   uuid[];
+  v_targets private.stop_target[];
+begin
+  if coalesce(p_batch_id, '') = '' then
+    raise sqlstate 'PT400' using message = 'batchId is required',
+      detail = '{"code": "batch_id_required"}';
+  end if;
+  if coalesce(p_user_id, '') = '' and v_actor.kind = 'user' then
+    raise sqlstate 'PT400' using message = 'userId is required',
+      detail = '{"code": "user_id_required"}';
+  end if;
+  if v_actor.kind = 'user' and v_actor.agency_id is null then
+    raise sqlstate 'PT403' using message = 'User is not associated with an agency',
+      detail = '{"code": "no_agency"}';
+  end if;
+
+  if coalesce(p_user_id, '') <> '' then
+    v_users := array(
+      select u.id
+        from public.users u
+       where (v_actor.agency_id is null or u.agency_id = v_actor.agency_id)
+         and (u.external_id = p_user_id
+              or u.id = case when p_user_id ~ v_uuid then p_user_id::uuid end));
+    -- Before "not found": who may not look for others learns nothing of who exists.
+    if not private.is_agency_admin(v_actor) and v_users <> array[v_actor.id] then
+      raise sqlstate 'PT403' using message = 'Only the user, or an owner or admin of the agency, may stop this batch',
+        detail = '{"code": "role_not_allowed"}';
+    end if;
+    if cardinality(v_users) = 0 then
+      raise sqlstate 'PT404' using message = 'User not found',
+        detail = '{"code": "user_not_found"}';
+    end if;
+  end if;
+
+  v_targets := array(
+    select (b.agency_id, b.id, case when v_users is not null then b.user_id end)::private.stop_target
+      from public.call_batches b
+     where (v_actor.agency_id is null or b.agency_id = v_actor.agency_id)
+       and (b.external_id = p_batch_id
+            or b.id = case when p_batch_id ~ v_uuid then p_batch_id::uuid end)
+       and (v_users is null or b.user_id = any (v_users))
+     limit 2);
+  if cardinality(v_targets) = 0 then
+    raise sqlstate 'PT404' using message = 'Batch not found',
+      detail = '{"code": "batch_not_found"}';
+  elsif cardinality(v_targets) > 1 then
+    raise sqlstate 'PT400' using message = 'Several batches have this id: give the UUID, or the user',
+      detail = '{"code": "batch_id_ambiguous"}';
+  end if;
+  return v_targets[1];
+end;
+$$;
+
+revoke execute on function private.find_stop_target(text, text) from public;
+comment on function private.find_stop_target(text, text) is 'Which batch, and whose, stop_batch means.';

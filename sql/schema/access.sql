@@ -1,0 +1,48 @@
+-- Who may touch which table. Everything starts from nothing, also where a project's default
+-- privileges are generous. People read their own agency and write nowhere: the procedures
+-- are their only door. A policy calls one bare function, so that it also runs on Citus.
+revoke all on table public.agencies, public.users, public.call_batches, public.campaign_contacts,
+                    public.contact_data, public.calls, public.batch_events, public.v_call_batch_summary
+  from public, anon, authenticated, service_role, lastcall_admin;
+
+grant select on table public.agencies, public.users, public.call_batches, public.campaign_contacts,
+                      public.contact_data, public.calls, public.v_call_batch_summary
+  to authenticated, service_role, lastcall_admin;
+-- Not the idempotency keys, nor what was asked and answered under them.
+grant select (agency_id, batch_id, id, created_at, action, actor_kind, actor_id, actor_role,
+              on_behalf_of, from_status, to_status, contacts, reason, request_id)
+  on table public.batch_events to authenticated, service_role, lastcall_admin;
+-- The backend brings agencies and people; batches in progress change by procedures alone.
+grant insert, update, delete on table public.agencies, public.users to service_role;
+grant insert on table public.call_batches to service_role;
+
+alter table public.agencies enable row level security;
+alter table public.users enable row level security;
+alter table public.call_batches enable row level security;
+alter table public.campaign_contacts enable row level security;
+alter table public.contact_data enable row level security;
+alter table public.calls enable row level security;
+alter table public.batch_events enable row level security;
+
+create policy own_agency on public.agencies for select to authenticated
+  using (id = private.current_agency_id());
+create policy own_agency on public.users for select to authenticated
+  using (agency_id = private.current_agency_id());
+create policy own_agency on public.call_batches for select to authenticated
+  using (agency_id = private.current_agency_id());
+create policy own_agency on public.campaign_contacts for select to authenticated
+  using (agency_id = private.current_agency_id());
+create policy own_agency on public.contact_data for select to authenticated
+  using (agency_id = private.current_agency_id());
+create policy own_agency on public.calls for select to authenticated
+  using (agency_id = private.current_agency_id());
+create policy own_agency on public.batch_events for select to authenticated
+  using (agency_id = private.current_agency_id());
+
+create policy every_agency on public.agencies for select to lastcall_admin using (true);
+create policy every_agency on public.users for select to lastcall_admin using (true);
+create policy every_agency on public.call_batches for select to lastcall_admin using (true);
+create policy every_agency on public.campaign_contacts for select to lastcall_admin using (true);
+create policy every_agency on public.contact_data for select to lastcall_admin using (true);
+create policy every_agency on public.calls for select to lastcall_admin using (true);
+create policy every_agency on public.batch_events for select to lastcall_admin using (true);

@@ -1,0 +1,50 @@
+-- One list of contacts to call.
+-- total_contacts = pending + scheduled + queued + in_progress + completed + failed + skipped,
+-- at every commit. The first two are not stored: they are what the others leave of the total.
+-- No check constraint says so, on purpose: a wrong count, brought in by a plain insert, must
+-- never be what keeps a batch from being cancelled. private.check_counters() finds it,
+-- private.recount_batch() repairs it.
+create table public.call_batches (
+  agency_id        uuid not null references public.agencies (id) on delete cascade,
+  id               uuid not null default gen_random_uuid(),
+  user_id          uuid,
+  external_id      text,
+  name             text,
+  status           public.batch_status not null default 'pending',
+  total_contacts   integer not null default 0,
+  queued           integer not null default 0,
+  in_progress      integer not null default 0,
+  completed        integer not null default 0,
+  failed           integer not null default 0,
+  skipped          integer not null default 0,
+  calls_per_minute integer default 30 check (calls_per_minute between 1 and 1000),
+  max_concurrent   integer default 10 check (max_concurrent >= 1),
+  retry_delay_seconds integer not null default 60 check (retry_delay_seconds >= 0),
+  scheduled_for    timestamptz,
+  created_at       timestamptz not null default now(),
+  started_at       timestamptz,
+  stopped_at       timestamptz,
+  completed_at     timestamptz,
+  error_message    text,
+  skip_remaining   boolean not null default false,
+  claim_cursor     bigint not null default 0,
+  next_claim_at    timestamptz default now(),
+  last_claimed_at  timestamptz,
+  primary key (agency_id, id),
+  unique (agency_id, external_id),
+  foreign key (agency_id, user_id) references public.users (agency_id, id) on delete restrict
+) with (fillfactor = 50);  -- every claim and every result updates the row: keep it heap-only
+
+-- An admin gives a batch's id alone.
+create index call_batches_id on public.call_batches (id);
+-- What process_batches and claim_contacts look through; none of its columns changes on a claim.
+create index call_batches_live on public.call_batches (agency_id, id)
+  where status in ('pending', 'scheduled', 'processing');
+
+comment on table public.call_batches is 'One list of contacts to call, its state and its counters.';
+comment on column public.call_batches.external_id is 'The id by which another system knows the batch; unique in the agency.';
+comment on column public.call_batches.calls_per_minute is 'Most calls claimed in any 60 seconds; null: no limit.';
+comment on column public.call_batches.max_concurrent is 'Most contacts queued or in progress at a time; null: no limit.';
+comment on column public.call_batches.skip_remaining is 'The batch was ended early: a failed call is not retried.';
+comment on column public.call_batches.claim_cursor is 'Contacts up to this id were claimed, or come back by their due_at.';
+comment on column public.call_batches.next_claim_at is 'No contact can be claimed before this time; null: until one comes back.';

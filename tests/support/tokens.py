@@ -1,0 +1,33 @@
+"""Tokens as Supabase Auth signs them, and spoiled ones."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from uuid import UUID
+
+import jwt
+
+SECRET = "a-secret-for-tests-of-at-least-32-bytes"
+ISSUER = "https://project.example/auth/v1"
+
+
+def claims(user_id: UUID | str, **changes: Any) -> dict[str, Any]:
+    """A user's claims; a change to None leaves that claim out."""
+    given = {
+        "iss": ISSUER,
+        "aud": "authenticated",
+        "role": "authenticated",
+        "sub": str(user_id),
+        "exp": int(time.time()) + 3600,
+        **changes,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def token(user_id: UUID | str, secret: str = SECRET, **changes: Any) -> str:
+    return jwt.encode(claims(user_id, **changes), secret, algorithm="HS256")
+
+
+def bearer(user_id: UUID | str, **changes: Any) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token(user_id, **changes)}"}
