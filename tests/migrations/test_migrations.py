@@ -1,0 +1,108 @@
+"""Every way of building a database builds the same one."""
+
+from __future__ import annotations
+
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from functions import migrations
+from functions.migrations import MIGRATIONS, SQL, create_migration, migrate, source_files
+from functions.postgres_server import PostgresServer
+
+from ..support.database import TestDatabase
+
+
+def schema(server: PostgresServer, database: str) -> str:
+    """The schema as pg_dump writes it, with owners and privileges, without the migrations' history."""
+    dumped = subprocess.run(
+        [
+            server.bin_folder / "pg_dump",
+            "--schema-only",
+            "--exclude-schema=supabase_migrations",
+            server.uri(database),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    # A random key against injection, new in each dump.
+    return "\n".join(line for line in dumped.splitlines() if not line.startswith(("\\restrict", "\\unrestrict")))
+
+
+def test_the_migrations_build_what_the_source_builds(
+    server: PostgresServer, template: str, empty_database: str
+) -> None:
+    with psycopg.connect(server.uri(empty_database)) as connection:
+        for path in [*sorted((SQL / "local").glob("*.sql")), *(SQL / file for file in source_files())]:
+            connection.execute(path.read_bytes())
+    assert schema(server, empty_database) == schema(server, template)
+
+
+def test_every_source_file_is_in_the_order_and_migrated() -> None:
+    files = {str(path.relative_to(SQL)) for path in SQL.rglob("*.sql")}
+    assert files == {*source_files(), "local/roles.sql"}
+    assert create_migration("nothing_changed") is None
+
+
+def test_a_changed_file_becomes_a_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sql").mkdir()
+    (tmp_path / "sql" / "order.txt").write_text("one.sql\ntwo.sql\n")
+    (tmp_path / "sql" / "one.sql").write_text("select 1;\n")
+    (tmp_path / "sql" / "two.sql").write_text("select 2;\n")
+    monkeypatch.setattr(migrations, "SQL", tmp_path / "sql")
+    monkeypatch.setattr(migrations, "MIGRATIONS", tmp_path / "migrations")
+    first = create_migration("first")
+    assert first is not None
+    assert first.read_text() == "-- file: one.sql\nselect 1;\n\n-- file: two.sql\nselect 2;\n"
+
+    first.rename(first.with_name("20260101000000_first.sql"))
+    (tmp_path / "sql" / "two.sql").write_text("select 3;\n")
+    second = create_migration("second")
+    assert second is not None
+    assert second.read_text() == "-- file: two.sql\nselect 3;\n"
+
+
+def test_migrating_twice_changes_nothing_and_keeps_the_data(server: PostgresServer, db: TestDatabase) -> None:
+    agency = db.agency()
+    database = db.value("select current_database()")
+    before = schema(server, database)
+    assert migrate(db.uri) == []
+    assert schema(server, database) == before
+    assert db.value("select id from agencies") == agency
+
+
+def test_two_migrations_at_once_apply_each_once(server: PostgresServer, empty_database: str) -> None:
+    uri = server.uri(empty_database)
+    with ThreadPoolExecutor(2) as pool:
+        applied = [name for names in pool.map(migrate, [uri, uri]) for name in names]
+    assert applied == [path.stem for path in sorted(MIGRATIONS.glob("*.sql"))]
+
+
+def test_a_migration_that_fails_leaves_nothing_of_itself(
+    server: PostgresServer, empty_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "20260101000000_good.sql").write_text("create table public.good ();")
+    (tmp_path / "20260102000000_bad.sql").write_text("create table public.bad (); select 1 / 0;")
+    monkeypatch.setattr(migrations, "MIGRATIONS", tmp_path)
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        migrate(server.uri(empty_database))
+    with psycopg.connect(server.uri(empty_database)) as connection:
+        tables = connection.execute("select tablename from pg_tables where schemaname = 'public'").fetchall()
+        versions = connection.execute("select version from supabase_migrations.schema_migrations").fetchall()
+    assert (tables, versions) == ([("good",)], [("20260101000000",)])
+
+
+def test_on_supabase_its_own_roles_are_left_alone(server: PostgresServer, empty_database: str) -> None:
+    with psycopg.connect(server.uri(), autocommit=True) as connection:
+        connection.execute("create role supabase_admin")
+        before = connection.execute("select rolname, rolinherit, rolbypassrls from pg_roles order by 1").fetchall()
+        try:
+            migrate(server.uri(empty_database))
+            after = connection.execute("select rolname, rolinherit, rolbypassrls from pg_roles order by 1").fetchall()
+            assert after == before
+        finally:
+            connection.execute("drop role supabase_admin")

@@ -1,0 +1,281 @@
+"""No agency ever sees or touches another's row, by any door; and nobody has more than they need."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from ..support.database import TestDatabase
+
+TABLES = ("agencies", "users", "call_batches", "campaign_contacts", "contact_data", "calls", "batch_events")
+# What each role may execute; everything else in public and private is the owner's alone.
+PEOPLE = {
+    "public.cancel_batch", "public.stop_batch",
+    "private.cancel_batch", "private.stop_batch", "private.find_batch_agency", "private.find_stop_target",
+}  # fmt: skip
+SERVICE = PEOPLE | {
+    f"{schema}.{name}"
+    for schema in ("public", "private")
+    for name in (
+        "add_contacts", "claim_contacts", "start_call", "finish_call", "release_expired_leases", "process_batches",
+    )
+} | {"private.check_counters", "private.recount_batch"}  # fmt: skip
+EXECUTE = {
+    "anon": set(),
+    "authenticator": set(),
+    "authenticated": PEOPLE | {"private.current_agency_id"},
+    "service_role": SERVICE,
+    "lastcall_admin": SERVICE,
+}
+
+
+def world(db: TestDatabase) -> tuple[UUID, UUID, UUID]:
+    """Two agencies with a batch, contacts, calls and events each: user, own batch, the other's batch."""
+    batches = []
+    for name in ("Mine", "Theirs"):
+        agency = db.agency(name)
+        user = db.user(agency, external_id=name)
+        batch = db.batch(agency, user, external_id=name, status="pending")
+        db.rows(
+            "select add_contacts(%s, %s)",
+            batch,
+            '[{"phone_number": "+15550000001", "custom_data": {"a": 1}}, {"phone_number": "+15550000002"}]',
+        )
+        batches.append((user, batch))
+    db.rows("select process_batches()")
+    db.rows("select claim_contacts(1) union all select claim_contacts(1)")
+    return batches[0][0], batches[0][1], batches[1][1]
+
+
+@pytest.mark.parametrize("role", EXECUTE)
+def test_each_role_may_execute_only_its_own_procedures(db: TestDatabase, role: str) -> None:
+    executable = db.rows(
+        "select n.nspname || '.' || p.proname as name from pg_proc p join pg_namespace n on n.oid = p.pronamespace"
+        " where n.nspname in ('public', 'private') and has_function_privilege(%s, p.oid, 'execute')",
+        role,
+    )
+    assert {row["name"] for row in executable} == EXECUTE[role]
+
+
+def test_every_definer_and_every_procedure_pins_its_search_path(db: TestDatabase) -> None:
+    loose = db.rows(
+        "select p.proname from pg_proc p join pg_namespace n on n.oid = p.pronamespace"
+        " where n.nspname in ('public', 'private') and not coalesce('search_path=\"\"' = any (p.proconfig), false)"
+    )
+    assert loose == []
+
+
+def test_the_public_doors_run_as_the_caller(db: TestDatabase) -> None:
+    assert db.rows("select proname from pg_proc where pronamespace = 'public'::regnamespace and prosecdef") == []
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_user_reads_the_own_agency_and_no_other(db: TestDatabase, table: str) -> None:
+    user, batch, _ = world(db)
+    agency = db.value("select agency_id from call_batches where id = %s", batch)
+    column = "id" if table == "agencies" else "agency_id"
+    with db.as_user(user) as connection:
+        seen = connection.execute(f"select distinct {column} as agency from {table}").fetchall()
+    assert seen == [{"agency": agency}]
+    assert db.value(f"select count(distinct {column}) from {table}") == 2
+
+
+def test_the_summary_shows_the_own_agencys_batches_only(db: TestDatabase) -> None:
+    user, batch, _ = world(db)
+    with db.as_user(user) as connection:
+        assert [row["id"] for row in connection.execute("select id from v_call_batch_summary")] == [batch]
+
+
+@pytest.mark.parametrize("table", [*TABLES, "v_call_batch_summary"])
+def test_the_publishable_key_reads_nothing(db: TestDatabase, table: str) -> None:
+    world(db)
+    with db.acting("anon") as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute(f"select from {table}")
+
+
+@pytest.mark.parametrize(
+    ("role", "writable"),
+    [
+        ("anon", set()),
+        ("authenticated", set()),
+        ("authenticator", set()),
+        ("lastcall_admin", set()),
+        # The backend brings agencies, people and batches; all else changes by procedures alone.
+        ("service_role", {
+            *((table, privilege) for table in ("agencies", "users") for privilege in ("insert", "update", "delete")),
+            ("call_batches", "insert"),
+        }),
+    ],
+)  # fmt: skip
+def test_tables_are_written_by_procedures_alone(db: TestDatabase, role: str, writable: set[tuple[str, str]]) -> None:
+    granted = {
+        (table, privilege)
+        for table in TABLES
+        for privilege in ("insert", "update", "delete", "truncate", "trigger", "references")
+        if db.value("select has_table_privilege(%s, %s, %s)", role, table, privilege)
+        or (
+            privilege in ("insert", "update", "references")
+            and db.value("select has_any_column_privilege(%s, %s, %s)", role, table, privilege)
+        )
+    }
+    assert granted == writable
+
+
+@pytest.mark.parametrize("role", ["authenticated", "service_role", "lastcall_admin"])
+def test_nobody_reads_idempotency_keys_or_changes_the_audit_trail(db: TestDatabase, role: str) -> None:
+    columns = db.rows(
+        "select attname from pg_attribute where attrelid = 'batch_events'::regclass and attnum > 0"
+        " and not has_column_privilege(%s, attrelid, attnum, 'select')",
+        role,
+    )
+    assert {row["attname"] for row in columns} == {"idempotency_key", "request", "response"}
+    granted = db.rows(
+        "select privilege_type from information_schema.role_table_grants"
+        " where table_name = 'batch_events' and grantee = %s",
+        role,
+    )
+    assert granted == []
+
+
+@pytest.mark.parametrize(
+    ("call", "values"),
+    [
+        ("select cancel_batch(%s)", ["batch"]),
+        ("select stop_batch(%s::text, %s::text)", ["batch", "me"]),
+        ("select stop_batch(%s::text, %s::text)", ["batch", "them"]),
+        ("select stop_batch('Theirs', 'Theirs')", []),
+        ("select stop_batch('Theirs', 'Mine')", []),
+        ("select private.cancel_batch(%s, %s, null, null)", ["agency", "batch"]),
+        ("select private.stop_batch(%s, %s, %s, '', false, null, null)", ["agency", "batch", "me"]),
+        ("select private.stop_batch(%s, %s, %s, '', false, null, null)", ["agency", "batch", "them"]),
+        ("select private.stop_batch(%s, %s, null, '', true, null, null)", ["agency", "batch"]),
+    ],
+)
+def test_ids_guessed_right_reach_nothing_of_another_agency(db: TestDatabase, call: str, values: list[str]) -> None:
+    user, _, theirs = world(db)
+    row = db.row("select agency_id, user_id from call_batches where id = %s", theirs)
+    ids: dict[str, Any] = {"batch": theirs, "agency": row["agency_id"], "me": user, "them": row["user_id"]}
+    before = db.state()
+    with db.as_user(user) as connection, pytest.raises(psycopg.Error) as refused:
+        connection.execute(call, [ids[value] for value in values])
+    assert refused.value.sqlstate == "PT404"
+    assert db.state() == before
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "claim_contacts()", "process_batches()", "release_expired_leases()", "start_call(%(batch)s, '{1}')",
+        "finish_call(%(batch)s, '[]')", "add_contacts(%(batch)s, '[]')",
+        "private.start_call(%(agency)s, %(batch)s, '{1}')", "private.check_counters()",
+        "private.recount_batch(%(batch)s)", "private.lock_batch(%(agency)s, %(batch)s)",
+        "private.skip_remaining(%(agency)s, %(batch)s, '')",
+    ],
+)  # fmt: skip
+def test_a_user_cannot_play_the_dialer_even_with_the_own_batch(db: TestDatabase, call: str) -> None:
+    user, batch, _ = world(db)
+    agency = db.value("select agency_id from call_batches where id = %s", batch)
+    before = db.state()
+    with db.as_user(user) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute(f"select {call}", {"batch": batch, "agency": agency})
+    assert db.state() == before
+
+
+def test_the_dialers_side_refuses_people_even_where_a_grant_slipped_through(db: TestDatabase) -> None:
+    user, batch, _ = world(db)
+    db.rows("grant execute on all functions in schema public, private to authenticated")
+    before = db.state()
+    for call in ("claim_contacts()", "process_batches()", "release_expired_leases()", "private.recount_batch(%(b)s)",
+                 "start_call(%(b)s, '{1}')", "finish_call(%(b)s, '[]')", "add_contacts(%(b)s, '[]')"):  # fmt: skip
+        with db.as_user(user) as connection, pytest.raises(psycopg.Error) as refused:
+            connection.execute(f"select {call}", {"b": batch})
+        assert refused.value.sqlstate == "PT403"
+    assert db.state() == before
+
+
+@pytest.mark.parametrize("claims", [None, {}, {"sub": "not-a-uuid"}, {"role": "service_role"}, {"sub": None}])
+def test_a_handler_that_forgets_who_calls_is_refused(db: TestDatabase, claims: dict[str, Any] | None) -> None:
+    _, batch, _ = world(db)
+    before = db.state()
+    for call in ("cancel_batch(%(batch)s)", "stop_batch(%(batch)s::text)"):
+        with db.acting("authenticated", claims) as connection, pytest.raises(psycopg.Error) as refused:
+            connection.execute(f"select {call}", {"batch": batch})
+        assert refused.value.sqlstate == "PT401"
+    assert db.state() == before
+
+
+def test_a_handler_that_forgets_the_role_too_may_do_nothing(db: TestDatabase) -> None:
+    user, batch, _ = world(db)
+    with db.connect(db.functions_uri) as connection:
+        connection.execute("select set_config('request.jwt.claims', %s, false)", [f'{{"sub": "{user}"}}'])
+        for forbidden in ("select cancel_batch(%s)", "select from call_batches where id = %s"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(forbidden, [batch])
+
+
+def test_an_admin_of_the_console_is_one_by_membership_alone(db: TestDatabase) -> None:
+    _, batch, _ = world(db)
+    name = f"alice_{db.value('select current_database()')}"
+    db.rows(f"create role {name} login")
+    try:
+        with db.connect(db.uri.replace("postgres@", f"{name}@")) as alice:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                alice.execute("select cancel_batch(%s)", [batch])
+            db.rows(f"grant lastcall_admin to {name}")
+            assert alice.execute("select count(*) as n from call_batches").fetchone() == {"n": 2}
+            row = alice.execute("select * from cancel_batch(%s)", [batch]).fetchone()
+        assert row is not None
+        assert row["status"] == "cancelled"
+        event = db.row("select actor_kind, actor_role from batch_events where action = 'cancel'")
+        assert event == {"actor_kind": "console", "actor_role": name}
+    finally:
+        db.rows(f"drop role {name}")
+
+
+def test_the_user_row_decides_and_not_the_tokens_metadata(db: TestDatabase) -> None:
+    user, batch, theirs = world(db)
+    db.rows("update users set role = 'agency_member' where id = %s", user)
+    boast = {
+        "sub": str(user),
+        "app_metadata": {"role": "agency_owner"},
+        "user_metadata": {"role": "agency_owner", "agency_id": str(theirs)},
+        "user_role": "agency_owner",
+    }
+    with db.acting("authenticated", boast) as connection, pytest.raises(psycopg.Error) as refused:
+        connection.execute("select cancel_batch(%s)", [batch])
+    assert refused.value.sqlstate == "PT403"
+
+
+def test_every_table_has_row_level_security_and_every_key_begins_with_the_agency(db: TestDatabase) -> None:
+    assert (
+        db.rows(
+            "select relname from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'"
+            " and not relrowsecurity"
+        )
+        == []
+    )
+    indexes = db.rows(
+        "select c.relname as index, a.attname as first from pg_index i join pg_class c on c.oid = i.indexrelid"
+        " join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]"
+        " where c.relnamespace = 'public'::regnamespace and i.indrelid not in"
+        " ('agencies'::regclass, 'users'::regclass)"
+    )
+    # An admin gives a batch's id alone; this one is not unique, so it can be distributed too.
+    assert {row["index"] for row in indexes if row["first"] != "agency_id"} == {"call_batches_id"}
+
+
+def test_no_index_mentions_a_column_that_changes_as_a_contact_moves(db: TestDatabase) -> None:
+    definitions = db.rows("select indexdef from pg_indexes where tablename = 'campaign_contacts'")
+    moving = (
+        "status",
+        "attempts",
+        "call_id",
+        "last_attempt_at",
+        "completed_at",
+        "outcome",
+        "duration_seconds",
+    )
+    assert [row for row in definitions if any(column in row["indexdef"] for column in moving)] == []
