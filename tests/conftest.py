@@ -20,6 +20,7 @@ from functions.migrations import migrate
 from functions.postgres_server import PostgresServer, embedded_postgres
 
 from .support.database import TestDatabase
+from .support.postgrest import PUBLISHABLE_KEY, postgrest, serving
 from .support.tokens import ISSUER, SECRET
 
 _numbers = count()
@@ -89,3 +90,22 @@ def client(settings: Settings) -> Iterator[TestClient]:
     """A client of the functions, over Postgres."""
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture
+def postgrest_url(db: TestDatabase) -> Iterator[str]:
+    """A Supabase project's URL, whose PostgREST is the stand-in."""
+    with serving(postgrest(db.functions_uri)) as url:
+        yield url
+
+
+@pytest.fixture
+def postgrest_settings(postgrest_url: str) -> Settings:
+    """The functions over PostgREST, with the tests' secret."""
+    return Settings(
+        supabase_url=postgrest_url,
+        publishable_key=PUBLISHABLE_KEY,
+        transport="postgrest",
+        jwt_secret=SECRET,
+        jwt_issuer=ISSUER,
+    )

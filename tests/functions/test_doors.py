@@ -1,0 +1,219 @@
+"""One core, four doors: the same cases give the same answers at each.
+
+The doors: the function over Postgres, the function over PostgREST, PostgREST itself, and the SQL
+console acting as the user (as the Supabase dashboard can).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx2
+import psycopg
+import pytest
+from starlette.testclient import TestClient
+
+from functions._shared.settings import Settings
+from functions.app import create_app
+
+from ..support.database import TestDatabase
+from ..support.postgrest import PUBLISHABLE_KEY
+from ..support.tokens import token
+
+CONTACTS = {"pending": 3, "scheduled": 1, "queued": 2, "in_progress": 2, "completed": 1}
+
+
+@dataclass
+class World:
+    """What a case is about; both agencies have a user and a batch of the same external ids."""
+
+    owner: UUID
+    member: UUID
+    loner: UUID
+    batch: UUID
+    other_owner: UUID
+    other_batch: UUID
+
+
+@dataclass
+class Case:
+    name: str
+    procedure: str
+    caller: str
+    arguments: Callable[[World], dict[str, Any]]
+    status: int
+    answer: dict[str, Any]
+    """The error's message and code, or what the SQL row must hold."""
+    prepare: str = ""
+
+
+def cancel(name: str, status: int, answer: dict[str, Any], *, caller: str = "owner", batch: str = "batch",
+           prepare: str = "", **more: Any) -> Case:  # fmt: skip
+    return Case(
+        f"cancel: {name}",
+        "cancel_batch",
+        caller,
+        lambda w: {"batch_id": str(getattr(w, batch)), **more},
+        status,
+        answer,
+        prepare,
+    )
+
+
+def stop(name: str, status: int, answer: dict[str, Any], *, caller: str = "owner", batch: str = "batch",
+         user: str = "owner", prepare: str = "", **more: Any) -> Case:  # fmt: skip
+    return Case(
+        f"stop: {name}",
+        "stop_batch",
+        caller,
+        lambda w: {"batch_id": str(getattr(w, batch, batch)), "user_id": str(getattr(w, user, user)), **more},
+        status,
+        answer,
+        prepare,
+    )
+
+
+NOT_FOUND = {"message": "Batch not found", "code": "batch_not_found"}
+NO_AGENCY = {"message": "User is not associated with an agency", "code": "no_agency"}
+CASES = [
+    cancel("a batch being dialed", 200, {"status": "cancelled", "contacts_skipped": 6}),
+    cancel("with a reason", 200, {"contacts_skipped": 6}, reason="wrong script"),
+    cancel("a stopped batch", 200, {"contacts_skipped": 6}, prepare="update call_batches set status = 'stopped'"),
+    cancel("a completed batch", 400, {"message": "Batch is already completed", "code": "batch_already_completed"},
+           prepare="update call_batches set status = 'completed'"),
+    cancel("a cancelled batch", 400, {"message": "Batch is already cancelled", "code": "batch_already_cancelled"},
+           prepare="update call_batches set status = 'cancelled'"),
+    cancel("by a member", 403, {"message": "User role must be agency_owner or agency_admin",
+                                "code": "role_not_allowed"}, caller="member"),
+    cancel("by a user of no agency", 403, NO_AGENCY, caller="loner"),
+    cancel("another agency's batch", 404, NOT_FOUND, batch="other_batch"),
+    cancel("by another agency's owner", 404, NOT_FOUND, caller="other_owner"),
+    cancel("a batch that is none", 404, NOT_FOUND, batch="loner"),
+    stop("a batch being dialed", 200, {"status": "stopped", "contacts_released": 2, "calls_in_progress": 2}),
+    stop("by external ids", 200, {"batch_id": "spring", "status": "stopped"}, batch="spring", user="the-owner"),
+    stop("and skip", 200, {"contacts_skipped": 6, "contacts_released": 0}, skip_remaining=True),
+    stop("a stopped batch", 200, {"status": "stopped"}, prepare="update call_batches set status = 'stopped'"),
+    stop("a cancelled batch", 400, {"message": "Batch is already cancelled", "code": "batch_already_cancelled"},
+         prepare="update call_batches set status = 'cancelled'"),
+    stop("another's batch, by a member", 403,
+         {"message": "Only the user, or an owner or admin of the agency, may stop this batch",
+          "code": "role_not_allowed"}, caller="member"),
+    stop("by a user of no agency", 403, NO_AGENCY, caller="loner"),
+    stop("for an unknown user", 404, {"message": "User not found", "code": "user_not_found"}, user="nobody"),
+    stop("for another agency's user", 404, {"message": "User not found", "code": "user_not_found"},
+         user="other_owner"),
+    stop("another agency's batch", 404, NOT_FOUND, batch="other_batch"),
+    stop("another user's batch", 404, NOT_FOUND, user="member"),
+    stop("an unknown batch", 404, NOT_FOUND, batch="autumn"),
+]  # fmt: skip
+
+
+def world(db: TestDatabase) -> World:
+    agency, other = db.agency(), db.agency("Other")
+    owner, other_owner = (db.user(place, external_id="the-owner") for place in (agency, other))
+    member, loner = db.user(agency, "agency_member"), db.user(None)
+    batch, other_batch = (
+        db.batch(place, user, external_id="spring") for place, user in ((agency, owner), (other, other_owner))
+    )
+    db.contacts(batch, **CONTACTS)
+    return World(owner, member, loner, batch, other_owner, other_batch)
+
+
+def through_function(settings: Settings, caller: UUID, case: Case, arguments: dict[str, Any]) -> tuple[int, Any]:
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        path, body = "/calls-batch-cancel", arguments
+        if case.procedure == "stop_batch":
+            path = "/api/call/stop-calling"
+            words = {"batch_id": "batchId", "user_id": "userId", "skip_remaining": "skipRemaining"}
+            body = {words[name]: value for name, value in arguments.items()}
+        response = client.post(path, json=body, headers={"Authorization": f"Bearer {token(caller)}"})
+    return response.status_code, response.json()
+
+
+def through_postgrest(url: str, caller: UUID, case: Case, arguments: dict[str, Any]) -> tuple[int, Any]:
+    headers = {"apikey": PUBLISHABLE_KEY, "Authorization": f"Bearer {token(caller)}"}
+    response = httpx2.post(f"{url}/rest/v1/rpc/{case.procedure}", json=arguments, headers=headers)
+    return response.status_code, response.json()
+
+
+def through_console(db: TestDatabase, caller: UUID, case: Case, arguments: dict[str, Any]) -> tuple[int, Any]:
+    named = ", ".join(f"{name} => %({name})s" for name in arguments)
+    with db.as_user(caller) as connection:
+        try:
+            row = connection.execute(f"select to_jsonb(r) as r from {case.procedure}({named}) r", arguments).fetchone()
+        except psycopg.Error as error:
+            assert error.sqlstate is not None
+            body = {"message": error.diag.message_primary, "details": error.diag.message_detail}
+            return int(error.sqlstate[2:]), body
+    assert row is not None
+    return 200, row["r"]
+
+
+def told(case: Case, door: str, status: int, body: Any) -> dict[str, Any]:
+    """What the door's own form of answer says."""
+    if "function" not in door:
+        return body if status == 200 else {"message": body["message"], **json.loads(body["details"])}
+    if case.procedure == "cancel_batch":
+        return body if status == 200 else {"message": body["error"], "code": body["code"]}
+    assert (body["code"], body["status"]) == (status, status == 200)
+    return body["data"] if status == 200 else {"message": body["errorMessage"]}
+
+
+@pytest.mark.parametrize("door", ["function over postgres", "function over postgrest", "postgrest", "console"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_door_gives_the_same_answer(
+    db: TestDatabase, request: pytest.FixtureRequest, case: Case, door: str
+) -> None:
+    w = world(db)
+    if case.prepare:
+        db.rows(f"{case.prepare} where id = %s", w.batch)
+    caller: UUID = getattr(w, case.caller)
+    before = db.state()
+
+    arguments = case.arguments(w)
+    if door == "function over postgres":
+        status, body = through_function(request.getfixturevalue("settings"), caller, case, arguments)
+    elif door == "function over postgrest":
+        status, body = through_function(request.getfixturevalue("postgrest_settings"), caller, case, arguments)
+    elif door == "postgrest":
+        status, body = through_postgrest(request.getfixturevalue("postgrest_url"), caller, case, arguments)
+    else:
+        status, body = through_console(db, caller, case, arguments)
+
+    assert status == case.status
+    answer = told(case, door, status, body)
+    # stop-calling's envelope tells less than the row: what it tells must be the same.
+    expected = {name: value for name, value in case.answer.items() if name in answer or "function" not in door}
+    assert {name: answer[name] for name in expected} == expected
+    if status == 200:
+        event = db.row("select actor_kind, actor_id, actor_role from batch_events")
+        assert event == {"actor_kind": "user", "actor_id": caller, "actor_role": "authenticated"}
+    else:
+        assert db.state() == before
+
+
+@pytest.mark.parametrize("procedure", ["cancel_batch", "stop_batch"])
+def test_a_leaked_publishable_key_is_worthless(db: TestDatabase, postgrest_url: str, procedure: str) -> None:
+    w = world(db)
+    before = db.state()
+    for authorization in ({}, {"Authorization": f"Bearer {PUBLISHABLE_KEY}"}):
+        response = httpx2.post(
+            f"{postgrest_url}/rest/v1/rpc/{procedure}",
+            json={"batch_id": str(w.batch)},
+            headers={"apikey": PUBLISHABLE_KEY, **authorization},
+        )
+        assert response.status_code == 401
+    assert db.state() == before
+
+
+def test_an_admin_console_reaches_every_agency_and_a_user_of_the_same_sql_does_not(db: TestDatabase) -> None:
+    w = world(db)
+    assert db.row("select * from cancel_batch(%s)", w.other_batch)["status"] == "cancelled"
+    with db.as_user(w.owner) as connection, pytest.raises(psycopg.Error, match="Batch not found"):
+        connection.execute("select * from cancel_batch(%s)", [w.other_batch])
+    with pytest.raises(psycopg.Error, match="Batch not found"):
+        db.rows("select * from cancel_batch(%s)", uuid4())

@@ -1,0 +1,134 @@
+"""A stand-in for PostgREST, which is in no package registry: for calls of procedures only.
+
+It does what PostgREST's documentation says of POST /rpc/<name>: verify the token, become its role
+with its claims for one transaction, call the function with the body's named arguments, and answer
+with the result or with the error under the status of its SQLSTATE. It is not PostgREST: no tables,
+no filters, no media types, no schema cache to reload, one agreed secret.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jwt
+import psycopg
+import uvicorn
+from psycopg import sql
+from psycopg.rows import dict_row
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from .tokens import SECRET
+
+PUBLISHABLE_KEY = "sb_publishable_for_tests"
+
+
+def postgrest(database_url: str) -> Starlette:
+    """The stand-in for a database, which it enters as its authenticator."""
+
+    async def rpc(request: Request) -> JSONResponse:
+        body = await request.body()
+        if request.headers.get("apikey") != PUBLISHABLE_KEY:
+            # The gateway in front of PostgREST.
+            return JSONResponse({"message": "Invalid API key"}, 401)
+        try:
+            claims = _claims(request)
+        except jwt.PyJWTError as error:
+            return _error(401, "PGRST301", str(error))
+        role = claims.get("role", "anon")
+        try:
+            return JSONResponse(_call(database_url, role, claims, request, json.loads(body or b"{}")))
+        except LookupError:
+            return _error(404, "PGRST202", "Could not find the function in the schema cache")
+        except psycopg.OperationalError as error:
+            if error.sqlstate is None:
+                return _error(503, "PGRST000", "Could not connect with the database")
+            return _database_error(error, role)
+        except psycopg.Error as error:
+            return _database_error(error, role)
+
+    return Starlette(routes=[Route("/rest/v1/rpc/{name}", rpc, methods=["POST"]), Route("/rest/v1/", _root)])
+
+
+async def _root(_request: Request) -> JSONResponse:
+    return JSONResponse({"swagger": "2.0"})
+
+
+def _claims(request: Request) -> dict[str, Any]:
+    token = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if not token or token == PUBLISHABLE_KEY:
+        return {"role": "anon"}
+    return jwt.decode(token, SECRET, algorithms=["HS256"], audience="authenticated")
+
+
+def _call(url: str, role: str, claims: dict[str, Any], request: Request, arguments: dict[str, Any]) -> Any:
+    with psycopg.connect(url, row_factory=dict_row) as connection:
+        function = connection.execute(
+            "select p.oid, p.proretset, array(select format('%%I %%s', a.name, format_type(a.type, null))"
+            "  from unnest(p.proargnames[1:p.pronargs], p.proargtypes::oid[]) as a (name, type)"
+            "  where a.name = any (%s)) as given"
+            " from pg_proc p where p.pronamespace = 'public'::regnamespace and p.proname = %s",
+            [list(arguments), request.path_params["name"]],
+        ).fetchone()
+        if function is None or len(function["given"]) != len(arguments):
+            raise LookupError
+        headers = {name: value for name, value in request.headers.items() if name != "authorization"}
+        connection.execute(
+            "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
+            " set_config('request.headers', %s, true)",
+            [role, json.dumps(claims), json.dumps(headers)],
+        )
+        name = sql.Identifier("public", request.path_params["name"])
+        named = sql.SQL(", ").join(sql.SQL("{0} => _.{0}").format(sql.Identifier(a)) for a in arguments)
+        source = sql.SQL("json_to_record(%s) as _ ({})").format(sql.SQL(", ".join(function["given"])))
+        if not arguments:
+            source = sql.SQL("(select %s) as _")
+        query = sql.SQL("select to_json(r) as result from {}, lateral {}({}) r").format(source, name, named)
+        rows = [row["result"] for row in connection.execute(query, [json.dumps(arguments)])]
+    return rows if function["proretset"] else rows[0]
+
+
+def _database_error(error: psycopg.Error, role: str) -> JSONResponse:
+    sqlstate = error.sqlstate or "XX000"
+    by_class = {"08": 503, "53": 503, "40": 500, "57": 500, "XX": 500, "P0": 500}
+    if sqlstate.startswith("PT"):
+        status = int(sqlstate[2:])
+    elif sqlstate == "42501":
+        status = 401 if role == "anon" else 403
+    else:
+        status = by_class.get(sqlstate[:2], 400)
+    return _error(status, sqlstate, error.diag.message_primary, error.diag.message_detail, error.diag.message_hint)
+
+
+def _error(
+    status: int, code: str, message: str | None, details: str | None = None, hint: str | None = None
+) -> JSONResponse:
+    return JSONResponse({"code": code, "message": message, "details": details, "hint": hint}, status)
+
+
+@contextmanager
+def serving(app: Starlette) -> Iterator[str]:
+    """The app on a free port of this machine, in a thread: its URL."""
+    started = threading.Event()
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            started.set()
+
+    server = Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert started.wait(10)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
