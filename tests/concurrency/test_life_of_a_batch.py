@@ -1,0 +1,149 @@
+"""Whatever is called in whatever order, the books balance after every step."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+from uuid import UUID
+
+import hypothesis.strategies as st
+import psycopg
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
+
+from ..support.database import TestDatabase
+
+OVER = ("completed", "failed", "skipped")
+PLACES = st.integers(min_value=0, max_value=1)
+
+
+class Life(RuleBasedStateMachine):
+    """Two batches of two agencies, and everyone who acts on them."""
+
+    db: ClassVar[TestDatabase]
+    calls = Bundle("calls")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[UUID] = []
+        self.owners: list[UUID] = []
+        self.over: dict[int, str] = {}
+        """Contacts that are done with: what they ended as."""
+        self.cancelled: dict[UUID, int] = {}
+        """Cancelled batches: how many of their calls had started."""
+        for name in ("One", "Other"):
+            agency = self.db.agency(name)
+            self.owners.append(self.db.user(agency))
+            self.batches.append(self.db.batch(agency, self.owners[-1], status="pending", retry_delay_seconds=0))
+
+    def teardown(self) -> None:
+        self.db.rows("delete from agencies")
+
+    def ask(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """As the console; a refusal is an answer like another."""
+        try:
+            return self.db.rows(query, *values)
+        except psycopg.Error as error:
+            assert (error.sqlstate or "").startswith("PT4"), error
+            return []
+
+    @rule(place=PLACES, number=st.integers(0, 5), attempts=st.integers(1, 3))
+    def add_contacts(self, place: int, number: int, attempts: int) -> None:
+        contacts = json.dumps([{"phone_number": "+15550000000", "max_attempts": attempts}] * number)
+        self.ask("select add_contacts(%s, %s)", self.batches[place], contacts)
+
+    @rule()
+    def process(self) -> None:
+        self.ask("select process_batches()")
+
+    @rule(target=calls, number=st.integers(1, 4))
+    def claim(self, number: int) -> Any:
+        return multiple(*((r["batch_id"], r["call_id"]) for r in self.ask("select * from claim_contacts(%s)", number)))
+
+    @rule(call=calls)
+    def start(self, call: tuple[UUID, int]) -> None:
+        self.ask("select start_call(%s, %s)", call[0], [call[1]])
+
+    @rule(call=calls, status=st.sampled_from(["completed", "failed"]))
+    def finish(self, call: tuple[UUID, int], status: str) -> None:
+        self.ask("select finish_call(%s, %s)", call[0], json.dumps([{"call_id": call[1], "status": status}]))
+
+    @rule()
+    def lose_leases_and_release(self) -> None:
+        self.ask("update calls set lease_expires_at = clock_timestamp() where status = 'queued'")
+        self.ask("select release_expired_leases()")
+
+    @rule(place=PLACES, key=st.sampled_from([None, "key-1", "key-2"]))
+    def cancel(self, place: int, key: str | None) -> None:
+        self.ask("select cancel_batch(%s, %s)", self.batches[place], key)
+
+    @rule(place=PLACES, skip=st.booleans(), key=st.sampled_from([None, "key-1", "key-2"]))
+    def stop(self, place: int, skip: bool, key: str | None) -> None:
+        query = "select stop_batch(%s, %s, %s, %s)"
+        self.ask(query, str(self.batches[place]), str(self.owners[place]), skip, key)
+
+    @rule(place=PLACES)
+    def start_again(self, place: int) -> None:
+        query = (
+            "update call_batches set status = 'processing', skip_remaining = false where id = %s and status = 'stopped'"
+        )
+        self.ask(query, self.batches[place])
+
+    @rule(place=PLACES)
+    def recount(self, place: int) -> None:
+        before = self.db.batch_row(self.batches[place])
+        self.ask("select private.recount_batch(%s)", self.batches[place])
+        assert self.db.batch_row(self.batches[place]) == before
+
+    @invariant()
+    def the_books_balance(self) -> None:
+        assert self.db.unbalanced() == []
+
+    @invariant()
+    def every_queued_contact_has_one_lease_and_every_talking_one_a_call(self) -> None:
+        odd = self.db.rows(
+            "select c.id, c.status, count(k.id) from campaign_contacts c left join calls k"
+            " on k.agency_id = c.agency_id and k.batch_id = c.batch_id and k.contact_id = c.id"
+            " and k.status in ('queued', 'in_progress') and k.status::text = c.status::text"
+            " group by c.id, c.status"
+            " having count(k.id) <> case when c.status in ('queued', 'in_progress') then 1 else 0 end"
+        )
+        assert odd == []
+
+    @invariant()
+    def a_contact_is_called_as_often_as_it_says_and_no_more_than_it_may(self) -> None:
+        odd = self.db.rows(
+            "select c.id from campaign_contacts c where c.attempts > c.max_attempts or c.attempts <>"
+            " (select count(*) from calls k where k.contact_id = c.id and k.started_at is not null)"
+        )
+        assert odd == []
+
+    @invariant()
+    def what_is_over_stays_over(self) -> None:
+        now = {row["id"]: row["status"] for row in self.db.rows("select id, status::text from campaign_contacts")}
+        assert {contact: now[contact] for contact in self.over} == self.over
+        self.over = {contact: status for contact, status in now.items() if status in OVER}
+
+    @invariant()
+    def a_cancelled_batch_has_nothing_to_call_and_starts_no_call(self) -> None:
+        for row in self.db.rows(
+            "select b.id, count(k.id) filter (where k.started_at is not null) as started,"
+            " count(k.id) filter (where k.status = 'queued') as leases"
+            " from call_batches b left join calls k on k.batch_id = b.id where b.status = 'cancelled' group by b.id"
+        ):
+            assert row["leases"] == 0
+            assert self.db.statuses(row["id"]).keys() <= {"in_progress", *OVER}
+            assert self.cancelled.setdefault(row["id"], row["started"]) == row["started"]
+
+
+def test_the_books_balance_after_every_step(db: TestDatabase) -> None:
+    Life.db = db
+    run_state_machine_as_test(
+        Life,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

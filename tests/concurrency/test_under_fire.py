@@ -1,0 +1,175 @@
+"""While a batch is being dialed by many, cancel and stop keep their promise, and nobody else waits."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from ..support.database import TestDatabase
+
+WORKERS = 16
+CONTACTS = 50_000
+
+
+class Dialer(threading.Thread):
+    """Claims, starts and finishes calls in a loop, until told to stop; keeps what it did."""
+
+    def __init__(self, db: TestDatabase, seed: int, batch_id: UUID | None = None) -> None:
+        super().__init__()
+        self.connection = db.connect()
+        self.random = random.Random(seed)
+        self.batch_id = batch_id
+        self.rounds = 0
+        self.starts: list[tuple[float, UUID, int]] = []
+        """Of each start_call: when it was asked for, of which batch, how many calls passed."""
+        self.enough = threading.Event()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.enough.is_set():
+                self.round()
+                self.rounds += 1
+        except Exception as error:
+            self.error = error
+        finally:
+            self.connection.close()
+
+    def round(self) -> None:
+        claimed = self.connection.execute(
+            "select batch_id, call_id from claim_contacts(20, 60, %s)", [self.batch_id]
+        ).fetchall()
+        if not claimed:
+            return
+        batch = claimed[0]["batch_id"]
+        asked = time.monotonic()
+        passed = self.connection.execute(
+            "select start_call(%s, %s) as id", [batch, [row["call_id"] for row in claimed]]
+        ).fetchall()
+        self.starts.append((asked, batch, len(passed)))
+        results = [
+            {"call_id": row["id"], "status": self.random.choice(["completed", "failed"])}
+            for row in passed
+            if self.random.random() < 0.8  # the others are still talking
+        ]
+        self.connection.execute("select finish_call(%s, %s)", [batch, json.dumps(results)])
+
+
+def wait_for(condition: Any, what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["cancel_batch(%s)", "stop_batch(%s::text)", "stop_batch(%s::text, skip_remaining => true)"],
+)
+def test_no_call_starts_after_the_end_and_other_batches_go_on(db: TestDatabase, ending: str) -> None:
+    agency, other_agency = db.agency(), db.agency("Other")
+    batch, other = db.batch(agency, retry_delay_seconds=0), db.batch(other_agency, retry_delay_seconds=0)
+    db.contacts(batch, pending=CONTACTS)
+    db.contacts(other, pending=CONTACTS)
+    dialers = [Dialer(db, seed) for seed in range(WORKERS)] + [Dialer(db, seed, other) for seed in range(2)]
+
+    def started(batch_id: UUID) -> int:
+        return int(db.value("select count(*) from calls where batch_id = %s and started_at is not null", batch_id))
+
+    for dialer in dialers:
+        dialer.start()
+    try:
+        wait_for(lambda: started(batch) > 1_000, "the batch to be dialed")
+        with db.connect() as console:
+            with console.transaction():
+                console.execute(f"select {ending}", [batch])
+                # What passed the gate before the end took the batch: this many, and never one more.
+                row = console.execute(
+                    "select count(*) as n from calls where batch_id = %s and started_at is not null", [batch]
+                ).fetchone()
+                assert row is not None
+                # Not yet committed: however long it takes, the other batch is being dialed.
+                before = started(other)
+                wait_for(lambda: started(other) > before + 200, "the other batch to go on")
+            replied = time.monotonic()
+        rounds = [dialer.rounds for dialer in dialers]
+        wait_for(
+            lambda: all(dialer.rounds > seen + 2 for dialer, seen in zip(dialers, rounds, strict=True)),
+            "every dialer to try again",
+        )
+    finally:
+        for dialer in dialers:
+            dialer.enough.set()
+        for dialer in dialers:
+            dialer.join()
+
+    assert [dialer.error for dialer in dialers if dialer.error] == []
+    assert started(batch) == row["n"]
+    late = [n for dialer in dialers for asked, of, n in dialer.starts if of == batch and asked > replied]
+    assert sum(late) == 0
+    left = db.statuses(batch)
+    assert left.get("queued", 0) == 0
+    if "stop_batch(%s::text)" not in ending:
+        assert left.keys() <= {"in_progress", "completed", "failed", "skipped"}
+        never_called = (
+            "select count(*) from campaign_contacts where batch_id = %s and status = 'skipped' and attempts = 0"
+        )
+        with_call = f"{never_called} and exists (select from calls where contact_id = campaign_contacts.id)"
+        assert db.value(never_called, batch) > 0
+        assert db.value(with_call, batch) == 0
+    assert db.value("select count(*) from calls where batch_id = %s and status = 'queued'", batch) == 0
+    assert sum(left.values()) == CONTACTS
+
+
+def test_of_many_cancels_at_once_one_succeeds_and_the_others_are_told_so(db: TestDatabase) -> None:
+    batch = db.batch(db.agency())
+    db.contacts(batch, pending=2_000)
+    answers = at_once([lambda c: c.execute("select * from cancel_batch(%s)", [batch]).fetchone()] * 8, db)
+    assert sorted(map(str, answers)).count("PT400") == 7
+    assert [answer["contacts_skipped"] for answer in answers if isinstance(answer, dict)] == [2_000]
+    assert db.value("select count(*) from batch_events") == 1
+
+
+def test_cancel_and_stop_at_once_end_in_a_cancelled_batch(db: TestDatabase) -> None:
+    for _ in range(10):
+        batch = db.batch(db.agency())
+        db.contacts(batch, pending=200, queued=5)
+        stopped, cancelled = at_once(
+            [
+                lambda c, b=batch: c.execute("select * from stop_batch(%s::text)", [b]).fetchone(),
+                lambda c, b=batch: c.execute("select * from cancel_batch(%s)", [b]).fetchone(),
+            ],
+            db,
+        )
+        assert cancelled["contacts_skipped"] == 205
+        assert stopped == "PT400" or stopped["status"] == "stopped"
+        assert db.batch_row(batch)["status"] == "cancelled"
+        assert db.statuses(batch) == {"skipped": 205}
+
+
+def at_once(calls: list[Any], db: TestDatabase) -> list[Any]:
+    """Each call on a connection of its own, all released together: its answer, or its sqlstate."""
+    gate = threading.Barrier(len(calls))
+    answers: list[Any] = [None] * len(calls)
+
+    def run(place: int) -> None:
+        with db.connect() as connection:
+            gate.wait()
+            try:
+                answers[place] = calls[place](connection)
+            except psycopg.Error as error:
+                answers[place] = error.sqlstate
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
