@@ -6,7 +6,9 @@ TEST_POSTGRES_BIN: the folder of another PostgreSQL's programs (default: embedde
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -37,11 +39,27 @@ def new_server(folder: Path) -> PostgresServer:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    server = new_server(tmp_path_factory.mktemp("postgres"))
-    server.start()
-    yield server
-    server.stop()
+def server() -> Iterator[PostgresServer]:
+    with short_lived_folder() as folder:
+        server = new_server(folder)
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def own_folder() -> Iterator[Path]:
+    """An empty folder that other users may pass through, for a server of the test's own."""
+    with short_lived_folder() as folder:
+        yield folder
+
+
+@contextmanager
+def short_lived_folder() -> Iterator[Path]:
+    # Not pytest's tmp_path: each run of pytest closes the folder above it to all other users, and
+    # PostgreSQL runs as another user when the tests run as root.
+    with tempfile.TemporaryDirectory(prefix="lastcall-test-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")
