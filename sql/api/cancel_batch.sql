@@ -41,8 +41,9 @@ begin
       detail = format('{"code": "batch_already_%s"}', v_batch.status);
   end if;
 
-  v_result := (true, v_batch.id, 'cancelled', private.skip_remaining(p_agency_id, p_batch_id, 'Batch cancelled'),
-    'Batch cancelled. In-progress calls will complete but no new calls will be initiated.');
+  v_result := row(true, v_batch.id, 'cancelled'::public.batch_status,
+    private.skip_remaining(p_agency_id, p_batch_id, 'Batch cancelled'),
+    'Batch cancelled. In-progress calls will complete but no new calls will be initiated.'::text);
   update public.call_batches b
      set status = 'cancelled',
          queued = 0,

@@ -49,7 +49,7 @@ begin
       detail = format('{"code": "batch_already_%s"}', v_batch.status);
   end if;
 
-  v_result := (p_given_id, 'stopped', 0, 0, v_batch.in_progress);
+  v_result := row(p_given_id, 'stopped'::public.batch_status, 0, 0, v_batch.in_progress);
   if p_skip_remaining then
     v_result.contacts_skipped := private.skip_remaining(p_agency_id, p_batch_id, 'Batch stopped');
   else

@@ -46,7 +46,7 @@ begin
     select p_agency_id, p_batch_id, g.id, g.contact -> 'custom_data'
       from given g
      where jsonb_typeof(g.contact -> 'custom_data') = 'object' and g.contact -> 'custom_data' <> '{}')
-  select count(*) into v_added from given;
+  select count(*)::integer into v_added from given;
 
   update public.call_batches b
      set total_contacts = b.total_contacts + v_added,

@@ -133,10 +133,10 @@ security definer
 set search_path = ''
 as $$
 declare
-  v_actor private.actor := private.require_service();
   v_now   timestamptz := clock_timestamp();
   v_batch record;
 begin
+  perform private.require_service();
   if p_max_contacts is null or p_max_contacts not between 1 and 1000
      or p_lease_seconds is null or p_lease_seconds not between 1 and 3600 then
     raise sqlstate 'PT400' using message = 'max_contacts must be 1 to 1000 and lease_seconds 1 to 3600',

@@ -13,7 +13,6 @@ security definer
 set search_path = ''
 as $$
 declare
-  v_actor     private.actor := private.require_service();
   v_batch     public.call_batches;
   v_now       timestamptz;
   v_retry_at  timestamptz;
@@ -24,6 +23,7 @@ declare
   v_failed    integer := 0;
   v_retried   integer := 0;
 begin
+  perform private.require_service();
   if jsonb_typeof(p_results) is distinct from 'array' or jsonb_path_exists(
        p_results, '$[*] ? (!(@.call_id.type() == "number") || !(@.status == "completed" || @.status == "failed"))') then
     raise sqlstate 'PT400' using message = 'results must be an array of objects with call_id and status completed or failed',
@@ -53,7 +53,7 @@ begin
     select case when v_result.status = 'completed' then 'completed'
                 when c.attempts < c.max_attempts and v_batch.status <> 'cancelled' and not v_batch.skip_remaining
                   then 'scheduled'
-                else 'failed' end
+                else 'failed' end::public.contact_status
       into v_contact
       from public.campaign_contacts c
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_call.contact_id;

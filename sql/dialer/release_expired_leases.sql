@@ -21,7 +21,7 @@ begin
   end if;
   v_now := clock_timestamp();
 
-  select count(*) into v_leases
+  select count(*)::integer into v_leases
     from public.calls c
    where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.status = 'queued';
   v_released := private.release_queued(p_agency_id, p_batch_id, v_batch.claim_cursor,
@@ -48,11 +48,11 @@ security definer
 set search_path = ''
 as $$
 declare
-  v_actor    private.actor := private.require_service();
   v_now      timestamptz := clock_timestamp();
   v_batch    record;
   v_released integer := 0;
 begin
+  perform private.require_service();
   for v_batch in
     select b.agency_id, b.id
       from public.call_batches b

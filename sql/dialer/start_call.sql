@@ -10,13 +10,15 @@ security definer
 set search_path = ''
 as $$
 declare
-  v_actor      private.actor := private.require_service();
-  v_batch      public.call_batches := private.lock_batch(p_agency_id, p_batch_id);
-  v_now        timestamptz := clock_timestamp();
+  v_batch      public.call_batches;
+  v_now        timestamptz;
   v_started    integer := 0;
   v_call_id    bigint;
   v_contact_id bigint;
 begin
+  perform private.require_service();
+  v_batch := private.lock_batch(p_agency_id, p_batch_id);
+  v_now := clock_timestamp();
   if v_batch.status <> 'processing' then
     return;
   end if;

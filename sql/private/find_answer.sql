@@ -1,9 +1,9 @@
 -- The answer that this request got before under its idempotency key, or null: then do it.
--- Call it with the batch locked, so that of two equal requests at once the second finds the
--- first one's answer. Raises PT400 (key too long), PT409 (the key named another request).
+-- Call it in a statement of its own with the batch locked: then of two equal requests at once
+-- the second finds the first one's answer. Raises PT400 (key too long), PT409 (the key named another request).
 create or replace function private.find_answer(p_agency_id uuid, p_idempotency_key text, p_request jsonb)
 returns jsonb
-language plpgsql volatile  -- must see what was committed while the lock was waited for
+language plpgsql stable
 set search_path = ''
 as $$
 declare

@@ -59,8 +59,12 @@ def test_a_claim_tells_the_dialer_all_it_needs(db: TestDatabase) -> None:
 
 @pytest.mark.parametrize("status", ["pending", "scheduled", "paused", "stopped", "completed", "failed", "cancelled"])
 def test_only_a_processing_batch_is_claimed_from(db: TestDatabase, status: str) -> None:
-    db.contacts(db.batch(db.agency(), status=status), pending=1)
+    batch = db.batch(db.agency(), status=status)
+    db.contacts(batch, pending=1)
     assert claim(db) == []
+    # Nor when it changed its status after it was chosen.
+    assert db.rows("select private.claim_batch(agency_id, id, 10, 60) from call_batches") == []
+    assert db.statuses(batch) == {"pending": 1}
 
 
 def test_contacts_that_are_not_waiting_are_passed_over(db: TestDatabase) -> None:

@@ -551,11 +551,11 @@ comment on function private.record_event(
 
 -- file: private/find_answer.sql
 -- The answer that this request got before under its idempotency key, or null: then do it.
--- Call it with the batch locked, so that of two equal requests at once the second finds the
--- first one's answer. Raises PT400 (key too long), PT409 (the key named another request).
+-- Call it in a statement of its own with the batch locked: then of two equal requests at once
+-- the second finds the first one's answer. Raises PT400 (key too long), PT409 (the key named another request).
 create or replace function private.find_answer(p_agency_id uuid, p_idempotency_key text, p_request jsonb)
 returns jsonb
-language plpgsql volatile  -- must see what was committed while the lock was waited for
+language plpgsql stable
 set search_path = ''
 as $$
 declare
@@ -845,8 +845,9 @@ begin
       detail = format('{"code": "batch_already_%s"}', v_batch.status);
   end if;
 
-  v_result := (true, v_batch.id, 'cancelled', private.skip_remaining(p_agency_id, p_batch_id, 'Batch cancelled'),
-    'Batch cancelled. In-progress calls will complete but no new calls will be initiated.');
+  v_result := row(true, v_batch.id, 'cancelled'::public.batch_status,
+    private.skip_remaining(p_agency_id, p_batch_id, 'Batch cancelled'),
+    'Batch cancelled. In-progress calls will complete but no new calls will be initiated.'::text);
   update public.call_batches b
      set status = 'cancelled',
          queued = 0,
@@ -935,7 +936,7 @@ begin
       detail = format('{"code": "batch_already_%s"}', v_batch.status);
   end if;
 
-  v_result := (p_given_id, 'stopped', 0, 0, v_batch.in_progress);
+  v_result := row(p_given_id, 'stopped'::public.batch_status, 0, 0, v_batch.in_progress);
   if p_skip_remaining then
     v_result.contacts_skipped := private.skip_remaining(p_agency_id, p_batch_id, 'Batch stopped');
   else
@@ -1034,7 +1035,7 @@ begin
     select p_agency_id, p_batch_id, g.id, g.contact -> 'custom_data'
       from given g
      where jsonb_typeof(g.contact -> 'custom_data') = 'object' and g.contact -> 'custom_data' <> '{}')
-  select count(*) into v_added from given;
+  select count(*)::integer into v_added from given;
 
   update public.call_batches b
      set total_contacts = b.total_contacts + v_added,
@@ -1199,10 +1200,10 @@ security definer
 set search_path = ''
 as $$
 declare
-  v_actor private.actor := private.require_service();
   v_now   timestamptz := clock_timestamp();
   v_batch record;
 begin
+  perform private.require_service();
   if p_max_contacts is null or p_max_contacts not between 1 and 1000
      or p_lease_seconds is null or p_lease_seconds not between 1 and 3600 then
     raise sqlstate 'PT400' using message = 'max_contacts must be 1 to 1000 and lease_seconds 1 to 3600',
@@ -1256,13 +1257,15 @@ security definer
 set search_path = ''
 as $$
 declare
-  v_actor      private.actor := private.require_service();
-  v_batch      public.call_batches := private.lock_batch(p_agency_id, p_batch_id);
-  v_now        timestamptz := clock_timestamp();
+  v_batch      public.call_batches;
+  v_now        timestamptz;
   v_started    integer := 0;
   v_call_id    bigint;
   v_contact_id bigint;
 begin
+  perform private.require_service();
+  v_batch := private.lock_batch(p_agency_id, p_batch_id);
+  v_now := clock_timestamp();
   if v_batch.status <> 'processing' then
     return;
   end if;
@@ -1328,7 +1331,6 @@ security definer
 set search_path = ''
 as $$
 declare
-  v_actor     private.actor := private.require_service();
   v_batch     public.call_batches;
   v_now       timestamptz;
   v_retry_at  timestamptz;
@@ -1339,6 +1341,7 @@ declare
   v_failed    integer := 0;
   v_retried   integer := 0;
 begin
+  perform private.require_service();
   if jsonb_typeof(p_results) is distinct from 'array' or jsonb_path_exists(
        p_results, '$[*] ? (!(@.call_id.type() == "number") || !(@.status == "completed" || @.status == "failed"))') then
     raise sqlstate 'PT400' using message = 'results must be an array of objects with call_id and status completed or failed',
@@ -1368,7 +1371,7 @@ begin
     select case when v_result.status = 'completed' then 'completed'
                 when c.attempts < c.max_attempts and v_batch.status <> 'cancelled' and not v_batch.skip_remaining
                   then 'scheduled'
-                else 'failed' end
+                else 'failed' end::public.contact_status
       into v_contact
       from public.campaign_contacts c
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_call.contact_id;
@@ -1437,7 +1440,7 @@ begin
   end if;
   v_now := clock_timestamp();
 
-  select count(*) into v_leases
+  select count(*)::integer into v_leases
     from public.calls c
    where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.status = 'queued';
   v_released := private.release_queued(p_agency_id, p_batch_id, v_batch.claim_cursor,
@@ -1464,11 +1467,11 @@ security definer
 set search_path = ''
 as $$
 declare
-  v_actor    private.actor := private.require_service();
   v_now      timestamptz := clock_timestamp();
   v_batch    record;
   v_released integer := 0;
 begin
+  perform private.require_service();
   for v_batch in
     select b.agency_id, b.id
       from public.call_batches b
