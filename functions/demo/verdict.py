@@ -1,0 +1,157 @@
+"""Whether the promise was kept: judged from the reply, the carrier's record and the database.
+
+"No call starts after the reply" is a statement about start_call, the last gate before the carrier:
+none commits after the cancel or stop has returned. A call that passed the gate before is in
+progress and finishes, even if its request was still on its way to the carrier when the reply
+came. So an arrival at the carrier after the reply counts against the promise unless the database
+shows, twice, that its start_call came before:
+
+- by transactions: the call was there, started, when the database was looked at right after the reply;
+- by time: start_call reads the clock for calls.started_at, and cancel and stop read it for their line
+  in batch_events, while they hold the batch's lock, hence in the order of the transactions; the
+  call's time is the earlier one.
+
+A call that fails either counts as started after the reply, whether it reached the carrier or not.
+Arrivals after the reply of calls that pass both are told, and decide nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .carrier import CarrierCall
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A function's reply, and when: seconds of the monotonic clock."""
+
+    sent_at: float
+    """Just before the request was sent."""
+    replied_at: float
+    """Just after the reply was read."""
+    status_code: int
+    batch_status: str | None
+    """What the reply says the batch is now."""
+    contacts_skipped: int | None
+    """What the reply says was skipped; None: it does not say."""
+    started_calls: frozenset[int]
+    """The calls of the batch that start_call had let through, as the database showed right afterwards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Books:
+    """What the database holds of a batch."""
+
+    status: str
+    contacts: Mapping[str, int]
+    """How many contacts have each status."""
+    started: Mapping[int, bool]
+    """The calls that start_call let through, and whether that was before the cancel or stop, by time."""
+    unbalanced: Sequence[str]
+    """What private.check_counters() has to say."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must hold."""
+
+    holds: bool
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was found of one batch."""
+
+    checks: Sequence[Check]
+    notes: Sequence[str]
+    """What is worth telling, and decides nothing."""
+
+    @property
+    def holds(self) -> bool:
+        return all(check.holds for check in self.checks)
+
+
+def judge(ended: str, contacts: int, reply: Reply, record: Sequence[CarrierCall], books: Books) -> Verdict:
+    """The verdict on one batch, when its calls in progress have ended.
+
+    ended: the batch status that the request was for, cancelled or stopped. contacts: how many the batch
+    was given. record: the carrier's, of this batch.
+    """
+    late = [call for call in record if call.arrived_at > reply.replied_at]
+    started_before = {call_id for call_id in reply.started_calls if books.started.get(call_id)}
+    on_their_way = [call for call in late if call.call_id in started_before]
+    started_late = len(books.started.keys() - started_before)
+    strangers = sum(call.call_id not in books.started for call in record)
+    repeated = sum(n - 1 for n in Counter(call.call_id for call in record).values())
+    open_statuses = {"queued", "in_progress", *(("pending", "scheduled") if ended == "cancelled" else ())}
+    left_open = {status: n for status, n in books.contacts.items() if status in open_statuses}
+    told = reply.contacts_skipped
+    skipped = books.contacts.get("skipped", 0)
+    checks = [
+        Check(
+            len(late) == len(on_their_way) and started_late == 0,
+            f"calls started after the reply: {len(late) - len(on_their_way)} by the carrier's record, "
+            f"{started_late} by the database",
+        ),
+        Check(
+            strangers == repeated == 0,
+            f"calls at the carrier: {len(record):,}, of which {strangers} never passed start_call, "
+            f"{repeated} were placed twice",
+        ),
+        Check(
+            sum(books.contacts.values()) == contacts and not left_open,
+            f"contacts accounted for: {sum(books.contacts.values()):,} of {contacts:,} "
+            f"({_by_status(books.contacts)})"
+            + (f"; left open: {_by_status(left_open)}" if left_open else ""),
+        ),
+        Check(
+            not books.unbalanced,
+            "counters balanced: " + ("yes" if not books.unbalanced else f"no, {'; '.join(books.unbalanced)}"),
+        ),
+        Check(
+            reply.status_code == 200
+            and reply.batch_status == ended == books.status
+            and (told is None or told == skipped),
+            f"the reply is true: {reply.status_code}, batch {reply.batch_status}"
+            + (f", {told:,} contacts skipped" if told is not None else "")
+            + f"; the database: {books.status}, {skipped:,} skipped",
+        ),
+    ]
+    return Verdict(checks=checks, notes=_notes(reply, record, on_their_way))
+
+
+def _notes(reply: Reply, record: Sequence[CarrierCall], on_their_way: Sequence[CarrierCall]) -> list[str]:
+    going_on = [
+        call
+        for call in record
+        if call.arrived_at <= reply.replied_at and (call.ended_at is None or call.ended_at > reply.replied_at)
+    ]
+    notes = [
+        f"calls in progress at the reply, left to end by themselves: {len(going_on) + len(on_their_way)}"
+    ]
+    if on_their_way:
+        latest = max(call.arrived_at for call in on_their_way) - reply.replied_at
+        notes.append(
+            f"{len(on_their_way)} of them had passed start_call before, and reached the carrier up to "
+            f"{_ms(latest)} after the reply"
+        )
+    notes.append(f"request to reply: {_ms(reply.replied_at - reply.sent_at)}")
+    silence = max((call.arrived_at for call in record), default=reply.sent_at) - reply.sent_at
+    notes.append(
+        f"request to silence: {_ms(silence)}, then the last call reached the carrier"
+        if silence > 0
+        else f"request to silence: 0 ms, the last call had reached the carrier {_ms(-silence)} before"
+    )
+    return notes
+
+
+def _by_status(contacts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n:,} {status}" for status, n in contacts.items() if n) or "none"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:,.1f} ms"

