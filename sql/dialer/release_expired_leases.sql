@@ -39,7 +39,8 @@ $$;
 revoke execute on function private.release_batch_leases(uuid, uuid) from public;
 comment on function private.release_batch_leases(uuid, uuid) is 'Give back what one batch''s dialers did not start in time.';
 
--- Give back every contact whose dialer let its lease run out: run it every few seconds.
+-- Give back the contacts whose dialer let their lease run out, of at most 10 batches a run (these
+-- stay locked until it commits): run it every few seconds, and again while it returns more than 0.
 -- Returns how many contacts went back. Raises PT401, PT403 (not a service or console).
 create or replace function private.release_expired_leases()
 returns integer
@@ -62,6 +63,7 @@ begin
                        and c.status = 'queued' and c.lease_expires_at <= v_now)
             or not exists (select from public.calls c
                             where c.agency_id = b.agency_id and c.batch_id = b.id and c.status = 'queued'))
+     limit 10
   loop
     v_released := v_released + private.release_batch_leases(v_batch.agency_id, v_batch.id);
   end loop;

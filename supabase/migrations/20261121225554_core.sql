@@ -1458,7 +1458,8 @@ $$;
 revoke execute on function private.release_batch_leases(uuid, uuid) from public;
 comment on function private.release_batch_leases(uuid, uuid) is 'Give back what one batch''s dialers did not start in time.';
 
--- Give back every contact whose dialer let its lease run out: run it every few seconds.
+-- Give back the contacts whose dialer let their lease run out, of at most 10 batches a run (these
+-- stay locked until it commits): run it every few seconds, and again while it returns more than 0.
 -- Returns how many contacts went back. Raises PT401, PT403 (not a service or console).
 create or replace function private.release_expired_leases()
 returns integer
@@ -1481,6 +1482,7 @@ begin
                        and c.status = 'queued' and c.lease_expires_at <= v_now)
             or not exists (select from public.calls c
                             where c.agency_id = b.agency_id and c.batch_id = b.id and c.status = 'queued'))
+     limit 10
   loop
     v_released := v_released + private.release_batch_leases(v_batch.agency_id, v_batch.id);
   end loop;
@@ -1508,10 +1510,26 @@ comment on function public.release_expired_leases() is 'Give back contacts that 
 -- file: dialer/process_batches.sql
 create type public.process_batches_result as (batches_started integer, batches_completed integer);
 
+-- Whether a batch being dialed seems to have nothing left to call: by its counters, or since the
+-- last claim found nothing and nothing came back.
+create or replace function private.has_nothing_left(p_batch public.call_batches)
+returns boolean
+language sql immutable
+set search_path = ''
+as $$
+  select p_batch.status = 'processing' and p_batch.queued <= 0 and p_batch.in_progress <= 0
+     and (p_batch.completed + p_batch.failed + p_batch.skipped >= p_batch.total_contacts
+          or p_batch.next_claim_at is null)
+$$;
+
+revoke execute on function private.has_nothing_left(public.call_batches) from public;
+comment on function private.has_nothing_left(public.call_batches) is 'Whether a batch being dialed seems to have nothing left to call.';
+
 -- Complete a processing batch that has nothing left to call. The counters say when to look; the
 -- contacts decide. One that neither the claim cursor nor a due time would find (it came in
 -- by a plain insert, behind the cursor) is put back within reach. Returns whether it completed.
--- Without waiting: a batch that someone else holds is left for the next time.
+-- Reads the contacts before it takes the batch, so that nobody waits for the reading, and does
+-- not wait itself: a batch that someone else holds is left for the next time.
 create or replace function private.complete_batch(p_agency_id uuid, p_batch_id uuid, p_actor private.actor)
 returns boolean
 language plpgsql volatile
@@ -1521,26 +1539,21 @@ declare
   v_batch public.call_batches;
   v_open  bigint;
 begin
+  select min(c.id) into v_open
+    from public.campaign_contacts c
+   where c.agency_id = p_agency_id and c.batch_id = p_batch_id
+     and c.status in ('pending', 'scheduled', 'queued', 'in_progress');
+
   select b.* into v_batch
     from public.call_batches b
-   where b.agency_id = p_agency_id and b.id = p_batch_id and b.status = 'processing'
+   where b.agency_id = p_agency_id and b.id = p_batch_id and private.has_nothing_left(b)
      for no key update skip locked;
   if not found then
     return false;
   end if;
-
-  if exists (select from public.campaign_contacts c
-              where c.agency_id = p_agency_id and c.batch_id = p_batch_id
-                and (c.status in ('queued', 'in_progress')
-                     or c.status in ('pending', 'scheduled') and c.due_at is not null)) then
-    return false;
-  end if;
-  select min(c.id) into v_open
-    from public.campaign_contacts c
-   where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.status in ('pending', 'scheduled');
   if v_open is not null then
     update public.call_batches b
-       set claim_cursor = v_open - 1,
+       set claim_cursor = least(b.claim_cursor, v_open - 1),
            next_claim_at = clock_timestamp()
      where b.agency_id = p_agency_id and b.id = p_batch_id;
     return false;
@@ -1558,10 +1571,10 @@ $$;
 revoke execute on function private.complete_batch(uuid, uuid, private.actor) from public;
 comment on function private.complete_batch(uuid, uuid, private.actor) is 'Complete a batch that has nothing left to call.';
 
--- Move batches along: those that are due (pending or scheduled, with contacts, and
--- scheduled_for past or null) start processing, oldest first; those with nothing left to call
--- are completed. Run it every few seconds; safe when two run at once.
--- max_batches: the most that one run starts. Raises PT401, PT403 (not a service or console).
+-- Move batches along: those with nothing left to call are completed; those that are due
+-- (pending or scheduled, with contacts, and scheduled_for past or null) start processing,
+-- oldest first. Run it every few seconds; safe when two run at once.
+-- max_batches: the most that one run completes, and the most that it starts. Raises PT401, PT403 (not a service or console).
 create or replace function private.process_batches(p_max_batches integer)
 returns public.process_batches_result
 language plpgsql volatile
@@ -1575,6 +1588,17 @@ declare
   v_live   record;
   v_batch  public.call_batches;
 begin
+  for v_live in
+    select b.agency_id, b.id
+      from public.call_batches b
+     where b.status = 'processing' and private.has_nothing_left(b)
+     limit p_max_batches
+  loop
+    v_result.batches_completed := v_result.batches_completed
+      + private.complete_batch(v_live.agency_id, v_live.id, v_actor)::integer;
+  end loop;
+
+  -- Last, since these stay locked until the run commits.
   for v_batch in
     select b.*
       from public.call_batches b
@@ -1590,17 +1614,6 @@ begin
      where b.agency_id = v_batch.agency_id and b.id = v_batch.id;
     perform private.record_event(v_batch.agency_id, v_batch, v_actor, 'process', 'processing', 0);
     v_result.batches_started := v_result.batches_started + 1;
-  end loop;
-
-  for v_live in
-    select b.agency_id, b.id
-      from public.call_batches b
-     where b.status = 'processing' and b.queued <= 0 and b.in_progress <= 0
-       -- Nothing left by the counters, or nothing found by the last claim.
-       and (b.completed + b.failed + b.skipped >= b.total_contacts or b.next_claim_at is null)
-  loop
-    v_result.batches_completed := v_result.batches_completed
-      + private.complete_batch(v_live.agency_id, v_live.id, v_actor)::integer;
   end loop;
   return v_result;
 end;
