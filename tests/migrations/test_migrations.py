@@ -106,3 +106,9 @@ def test_on_supabase_its_own_roles_are_left_alone(server: PostgresServer, empty_
             assert after == before
         finally:
             connection.execute("drop role supabase_admin")
+
+
+def test_the_seed_loads_and_its_books_balance(db: TestDatabase) -> None:
+    db.rows((MIGRATIONS.parent / "seed.sql").read_text())
+    assert db.unbalanced() == []
+    assert db.row("select * from cancel_batch((select id from call_batches))")["contacts_skipped"] == 500

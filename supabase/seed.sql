@@ -1,0 +1,15 @@
+-- A small agency to try things on: `supabase db reset` loads it after the migrations.
+insert into public.agencies (id, name) values ('5eed0000-0000-4000-8000-00000000000a', 'Acme Calls');
+
+insert into public.users (id, agency_id, role, external_id) values
+  ('5eed0000-0000-4000-8000-0000000000a1', '5eed0000-0000-4000-8000-00000000000a', 'agency_owner', '64e5f12345abcdef12345678'),
+  ('5eed0000-0000-4000-8000-0000000000a2', '5eed0000-0000-4000-8000-00000000000a', 'agency_member', null);
+
+insert into public.call_batches (agency_id, id, user_id, external_id, name, status, total_contacts) values
+  ('5eed0000-0000-4000-8000-00000000000a', '5eed0000-0000-4000-8000-0000000000b1',
+   '5eed0000-0000-4000-8000-0000000000a1', '64e5f12345abcdef98765432', 'Spring offer', 'processing', 500);
+
+insert into public.campaign_contacts (agency_id, batch_id, phone_number)
+select '5eed0000-0000-4000-8000-00000000000a', '5eed0000-0000-4000-8000-0000000000b1',
+       '+1555' || lpad(i::text, 7, '0')
+  from generate_series(1, 500) as i;
