@@ -11,6 +11,7 @@ returns private.stop_target
 language plpgsql stable
 security definer  -- looks at users and batches, of every agency for a service or a console
 set search_path = ''
+set plan_cache_mode = force_custom_plan  -- by the agency's index for a user, without it for the others
 as $$
 declare
   v_uuid    constant text := '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$';
