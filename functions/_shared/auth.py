@@ -88,51 +88,76 @@ class JwksCache:
     TTL_S = 600.0
     COOLDOWN_S = 5.0
     TIMEOUT_S = 3.0
+    MAX_BYTES = 1 << 20
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._keys: dict[str, jwt.PyJWK] | None = None
         self._fetched_at = 0.0
-        self._tried_at = 0.0
+        self._tried_at: float | None = None
+        self._in_reach = False
         self._lock = anyio.Lock()
 
     async def get(self, kid: str) -> jwt.PyJWK:
         """The key of that id. Raises jwt.InvalidTokenError (there is none), 503 (out of reach)."""
-        if self._wants_fetch(kid) and not (self._lock.locked() and kid in (self._keys or {})):
+        if not self._knows(kid) or (self._is_old() and not self._lock.locked()):
+            # Whose key is not known waits here for a fetch under way, and shares what it brings.
             async with self._lock:
-                if self._wants_fetch(kid):
+                if (not self._knows(kid) or self._is_old()) and not self._is_cooling_down():
                     await self._fetch()
         if self._keys is not None and kid in self._keys:
             return self._keys[kid]
-        if self._fetched_at < self._tried_at or self._keys is None:
+        if self._keys is None or not self._in_reach:
             raise unavailable("keys_unavailable", "The keys that verify tokens are out of reach")
         raise jwt.InvalidTokenError("no such key")
 
-    def _wants_fetch(self, kid: str) -> bool:
-        now = time.monotonic()
-        if self._tried_at and now - self._tried_at < self.COOLDOWN_S:
-            return False
-        return self._keys is None or kid not in self._keys or now - self._fetched_at > self.TTL_S
+    def _knows(self, kid: str) -> bool:
+        return self._keys is not None and kid in self._keys
+
+    def _is_old(self) -> bool:
+        return time.monotonic() - self._fetched_at > self.TTL_S
+
+    def _is_cooling_down(self) -> bool:
+        return self._tried_at is not None and time.monotonic() - self._tried_at < self.COOLDOWN_S
 
     async def _fetch(self) -> None:
-        self._tried_at = time.monotonic()
         try:
-            async with httpx2.AsyncClient(timeout=self.TIMEOUT_S) as client:
-                response = await client.get(self.url)
-                response.raise_for_status()
-            keys = response.json()["keys"]
-            self._keys = dict(_usable(key) for key in keys if _is_public_signing_key(key))
-            self._fetched_at = self._tried_at
-        except (httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError):
+            with anyio.fail_after(self.TIMEOUT_S):
+                self._keys = _public_signing_keys(await self._download())
+            self._fetched_at = time.monotonic()
+            self._in_reach = True
+        except Exception:  # whatever it answers, it is no fault of the token
             logger.exception("jwks fetch failed")
+            self._in_reach = False
+        finally:
+            self._tried_at = time.monotonic()
+
+    async def _download(self) -> Any:
+        body = bytearray()
+        async with (
+            httpx2.AsyncClient(timeout=self.TIMEOUT_S) as client,
+            client.stream("GET", self.url) as response,
+        ):
+            response.raise_for_status()
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > self.MAX_BYTES:
+                    raise ValueError("too long")
+        return msgspec.json.decode(body)
 
 
-def _is_public_signing_key(key: Any) -> bool:
-    return key.get("kty") in ("EC", "RSA", "OKP") and key.get("use", "sig") == "sig" and "kid" in key
-
-
-def _usable(key: dict[str, Any]) -> tuple[str, jwt.PyJWK]:
-    return key["kid"], jwt.PyJWK(key)
+def _public_signing_keys(jwks: Any) -> dict[str, jwt.PyJWK]:
+    """The keys of the set that can be used; one that cannot takes none of the others with it."""
+    if not isinstance(jwks["keys"], list):
+        raise TypeError("keys must be a list")
+    keys = {}
+    for key in jwks["keys"]:
+        try:
+            if key["kty"] in ("EC", "RSA", "OKP") and key.get("use", "sig") == "sig" and isinstance(key["kid"], str):
+                keys[key["kid"]] = jwt.PyJWK(key)
+        except Exception:
+            logger.warning("jwks holds a key that cannot be used")
+    return keys
 
 
 def _unauthorized(message: str) -> FunctionError:

@@ -80,9 +80,7 @@ class EdgeFunction:
         return await self.handler(request)
 
 
-def edge_function(
-    method: str, *, failure: str, errors: ErrorBody = error_body
-) -> Callable[[Handler], EdgeFunction]:
+def edge_function(method: str, *, failure: str, errors: ErrorBody = error_body) -> Callable[[Handler], EdgeFunction]:
     """Make a handler an edge function: its method, the message of its 500, its error body."""
     return lambda handler: EdgeFunction(handler, method, failure, errors)
 
