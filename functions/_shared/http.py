@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -59,6 +59,8 @@ class EdgeFunction:
             response = await self._respond(request)
         except FunctionError as error:
             response = reply(self.errors(error), error.status, error.headers)
+        except ClientDisconnect:
+            return  # in the middle of its body: nobody is left to answer
         except Exception:
             fields = {"request_id": request.state.request_id}
             logger.exception("request failed", extra={"fields": fields})
@@ -92,12 +94,14 @@ async def read_body(request: Request, type_: type[T]) -> T:
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
-            raise FunctionError(413, "body_too_large", f"Body must have at most {limit} bytes")
+            # Or the server would go on to read what is left of it.
+            close = {"Connection": "close"} if request.scope["http_version"].startswith("1") else {}
+            raise FunctionError(413, "body_too_large", f"Body must have at most {limit} bytes", close)
     try:
         return msgspec.json.decode(body, type=type_)
     except msgspec.ValidationError as error:
         raise FunctionError(400, "invalid_body", _explain(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise FunctionError(400, "invalid_body", "Body must be a JSON object") from None
 
 
@@ -149,4 +153,5 @@ class RequestContext:
 
 async def not_found(request: Request, _error: Exception) -> Response:
     """The answer at a path where no function is."""
-    return reply(error_body(FunctionError(404, "no_such_function", f"No function at {request.url.path}")), 404)
+    error = FunctionError(404, "no_such_function", f"No function at {request.url.path}")
+    return reply(error_body(error), error.status)

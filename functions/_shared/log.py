@@ -38,4 +38,5 @@ def configure_logging() -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    for client in ("httpx", "httpx2"):  # a line for each request that they make
+        logging.getLogger(client).setLevel(logging.WARNING)

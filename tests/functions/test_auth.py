@@ -34,8 +34,8 @@ class Answer:
     """What the function answers to a token and an empty object."""
 
     def __init__(self, client: TestClient, authorization: str | bytes | None, path: str = CANCEL) -> None:
-        headers = {} if authorization is None else {"Authorization": authorization}
-        response = client.post(path, json={}, headers=headers)  # type: ignore[arg-type]
+        raw = authorization.encode() if isinstance(authorization, str) else authorization
+        response = client.post(path, json={}, headers={} if raw is None else {b"Authorization": raw})
         self.status = response.status_code
         self.headers = response.headers
         self.body: dict[str, Any] = response.json()
