@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import select
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import msgspec
@@ -70,20 +72,18 @@ class PostgresDatabase:
             sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in arguments
         )
         query = sql.SQL("select to_jsonb(r) from public.{}({}) r").format(sql.Identifier(procedure), names)
-        try:
-            return await self._execute(caller, query, arguments)
-        except psycopg.Error as error:
-            if error.sqlstate not in _RETRY_SQLSTATES:
-                raise _translate(error) from error
-        try:
-            return await self._execute(caller, query, arguments)
-        except psycopg.Error as error:
-            raise _translate(error) from error
+        for last_try in (False, True):
+            try:
+                return await self._execute(caller, query, arguments)
+            except psycopg.Error as error:
+                cause = _cause(error)
+                if last_try or cause.sqlstate not in _RETRY_SQLSTATES:
+                    raise _translate(cause) from None
+        raise AssertionError("unreachable")
 
     async def _execute(self, caller: Caller, query: sql.Composed, arguments: dict[str, Any]) -> list[Any]:
-        pool = await self._open_pool()
         try:
-            async with pool.connection() as connection:
+            async with self._connection() as connection:
                 async with connection.pipeline():
                     await connection.execute(
                         "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
@@ -103,8 +103,7 @@ class PostgresDatabase:
 
     async def ping(self) -> None:
         try:
-            pool = await self._open_pool()
-            async with pool.connection() as connection:
+            async with self._connection() as connection:
                 await connection.execute("select 1")
         except (psycopg.OperationalError, PoolTimeout, TooManyRequests, PoolClosed):
             raise unavailable("database_unavailable", "The database does not answer") from None
@@ -112,6 +111,17 @@ class PostgresDatabase:
     async def close(self) -> None:
         if self._pool is not None:
             await self._pool.close()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        # Not by the pool's `check`, which sleeps for a second or more after each connection it refuses.
+        pool = await self._open_pool()
+        for stale_ones_left in range(self._settings.pool_size, -1, -1):
+            async with pool.connection() as connection:
+                if not (stale_ones_left and _is_closed_by_server(connection)):
+                    yield connection
+                    return
+                await connection.close()
 
     async def _open_pool(self) -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
         # Made on first use: serverless platforms start the app where no database is needed.
@@ -130,20 +140,28 @@ class PostgresDatabase:
                 timeout=self._settings.pool_timeout_s,
                 # Give up soon: the next request tries again at once, with no backoff to wait for.
                 reconnect_timeout=1.0,
-                check=_check_not_closed,
                 open=False,
             )
             await self._pool.open()
         return self._pool
 
 
-async def _check_not_closed(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Refuse a pooled connection that the server has closed, without a round trip: an idle connection
-    has nothing to read unless it was told goodbye."""
+def _is_closed_by_server(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Known without a round trip: an idle connection has nothing to read unless it was told goodbye."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
-    if poll.poll(0):
-        raise psycopg.OperationalError("the server closed the connection")
+    return bool(poll.poll(0))
+
+
+def _cause(error: psycopg.Error) -> psycopg.Error:
+    """What Postgres said. When it refuses to commit a pipeline, psycopg raises that it could not leave
+    the pipeline, in the context of the error proper."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, psycopg.Error) and cause.sqlstate is not None:
+            return cause
+        cause = cause.__context__
+    return error
 
 
 def _translate(error: psycopg.Error) -> Exception:
@@ -163,7 +181,10 @@ def _translate(error: psycopg.Error) -> Exception:
 
 
 def _refusal(sqlstate: str, message: str | None, detail: str | None) -> FunctionError:
-    return FunctionError(int(sqlstate[2:]), json.loads(detail or "{}").get("code", "refused"), message or "Refused")
+    status = int(sqlstate[2:])
+    code = json.loads(detail or "{}").get("code", "refused")
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    return FunctionError(status, code, message or "Refused", headers)
 
 
 class PostgrestDatabase:
