@@ -7,13 +7,17 @@ import importlib.util
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import tempfile
+import time
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import quote
 
 _SYSTEM_USER = "lastcall_postgres"
+# Seconds that what is left of a killed server may take to end.
+_PATIENCE_S = 10.0
 
 
 class PostgresServerError(Exception):
@@ -45,24 +49,20 @@ class PostgresServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
             self._using = (self.folder / "in-use.lock").open("w")
+            first = self._is_only_user()
             fcntl.flock(self._using, fcntl.LOCK_SH)
             self._prepare_for_user()
-            if not (self.data / "PG_VERSION").exists():
-                shutil.rmtree(self.data, ignore_errors=True)  # an initdb that was interrupted
-                self._run("initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
-            if self._pg_ctl("status") != 0:
-                self._boot()
+            if not self.data.exists():
+                self._create()
+            if not self._listens():
+                self._boot(others_are_gone=first)
 
     def stop(self) -> None:
         """Leave the server; the last one out stops it. Open transactions are undone."""
         if self._using is None:
             return
         with self._alone():
-            try:
-                fcntl.flock(self._using, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass  # others are still in
-            else:
+            if self._is_only_user():
                 self._pg_ctl("stop", "-m", "fast", "-w")
             self._using.close()
             self._using = None
@@ -70,13 +70,54 @@ class PostgresServer:
     def restart(self, mode: str = "fast") -> None:
         """Stop the server whoever uses it (mode fast or immediate) and start it again."""
         self._pg_ctl("stop", "-m", mode, "-w")
-        self._boot()
+        self._boot(others_are_gone=True)
 
     def postmaster_pid(self) -> int:
         """The process id of the running server."""
         return int((self.data / "postmaster.pid").read_text().split()[0])
 
-    def _boot(self) -> None:
+    def _create(self) -> None:
+        for interrupted in self.folder.glob("initdb-*"):
+            shutil.rmtree(interrupted, ignore_errors=True)
+        # Under another name until it is complete.
+        new = self.folder / f"initdb-{os.getpid()}"
+        options = ("-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
+        done = subprocess.run(
+            [self.bin_folder / "initdb", "-D", new, *options],
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            **self._as_user(),
+        )
+        if done.returncode != 0:
+            raise PostgresServerError(f"initdb failed in {self.folder}:\n{done.stderr.strip()}")
+        new.rename(self.data)
+
+    def _listens(self) -> bool:
+        """Whether the server is there. Its pid file does not tell: after a crash, the number in it may
+        be another process's, or that of one who is dead but not buried."""
+        for path in self._socket_folder().glob(".s.PGSQL.*"):
+            with socket.socket(socket.AF_UNIX) as client:
+                if client.connect_ex(str(path)) == 0:
+                    return True
+        return False
+
+    def _disown_lock_files(self) -> bool:
+        """Where nobody listens or uses it, keep PostgreSQL from taking the process whose number a crashed server
+        left behind for that server. The pid file gets the number of pg_ctl's parent, which is passed over;
+        by its other lines what is left of the crashed server's processes is still found.
+        Returns whether there was a pid file."""
+        for path in self._socket_folder().glob(".s.PGSQL.*.lock"):
+            path.unlink()
+        path = self.data / "postmaster.pid"
+        try:
+            _, *others = path.read_text().split("\n")
+            path.write_text("\n".join([str(os.getpid()), *others]))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _boot(self, *, others_are_gone: bool) -> None:
         sockets = self._socket_folder()
         sockets.mkdir(parents=True, exist_ok=True)
         self._give_to_user(sockets)
@@ -85,10 +126,24 @@ class PostgresServer:
         log = self.folder / "postgres.log"
         log.touch()
         self._give_to_user(log)
-        # Recovery after a kill may take its time: pg_ctl waits for it.
-        if self._pg_ctl("start", "-w", "-t", "300", "-l", str(log), "-o", flags) != 0:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-            raise PostgresServerError(f"PostgreSQL did not start in {self.folder}:\n{tail}")
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            crashed = others_are_gone and self._disown_lock_files()
+            # Recovery after a kill may take its time: pg_ctl waits for it.
+            if self._pg_ctl("start", "-w", "-t", "300", "-l", str(log), "-o", flags) == 0:
+                return
+            if not crashed or time.monotonic() > deadline:
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+                raise PostgresServerError(f"PostgreSQL did not start in {self.folder}:\n{tail}")
+            time.sleep(0.2)
+
+    def _is_only_user(self) -> bool:
+        assert self._using is not None
+        try:
+            fcntl.flock(self._using, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def _alone(self) -> IO[str]:
         """A lock, held while its file is open, that keeps others from starting or stopping the server."""
@@ -102,29 +157,19 @@ class PostgresServer:
             return self.folder
         return Path(tempfile.gettempdir()) / f"lastcall-{self.folder.stat().st_ino}"
 
-    def _run(self, program: str, *arguments: str) -> None:
-        done = subprocess.run(
-            [self.bin_folder / program, "-D", self.data, *arguments],
-            capture_output=True,
-            text=True,
-            cwd=self.folder,
-            **self._as_user(),
-        )
-        if done.returncode != 0:
-            raise PostgresServerError(f"{program} failed in {self.folder}:\n{done.stderr.strip()}")
-
     def _pg_ctl(self, *arguments: str) -> int:
         # No pipes: the server would inherit them and keep a reader waiting.
-        return subprocess.run(
+        done = subprocess.run(
             [self.bin_folder / "pg_ctl", "-D", self.data, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=self.folder,
             **self._as_user(),
-        ).returncode
+        )
+        return done.returncode
 
-    def _as_user(self) -> dict[str, str | int | list[int]]:
+    def _as_user(self) -> dict[str, Any]:
         """PostgreSQL refuses to run as root: then it runs as a system user of its own."""
         if os.geteuid() != 0:
             return {}
@@ -133,10 +178,7 @@ class PostgresServer:
 
     def _prepare_for_user(self) -> None:
         if os.geteuid() == 0:
-            try:
-                pwd.getpwnam(_SYSTEM_USER)
-            except KeyError:
-                subprocess.run(["useradd", "--system", "--no-create-home", _SYSTEM_USER], check=True)
+            _create_system_user()
             for place in (self.folder, self.bin_folder):
                 _let_pass(place)
         self._give_to_user(self.folder)
@@ -144,6 +186,19 @@ class PostgresServer:
     def _give_to_user(self, path: Path) -> None:
         if os.geteuid() == 0:
             shutil.chown(path, _SYSTEM_USER)
+
+
+def _create_system_user() -> None:
+    try:
+        pwd.getpwnam(_SYSTEM_USER)
+    except KeyError:
+        command = ["useradd", "--system", "--no-create-home", _SYSTEM_USER]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            raise PostgresServerError(
+                "PostgreSQL does not run as root, and no user could be made for it: run as an ordinary user"
+            ) from None
 
 
 def _let_pass(place: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MIN_SECRET_BYTES = 32
+_POSTGRES = ("postgresql://", "postgres://")
 
 
 class SettingsError(Exception):
@@ -71,6 +72,8 @@ class Settings:
             raise SettingsError("LASTCALL_TRANSPORT must be postgres or postgrest")
         if self.transport == "postgres" and not self.database_url:
             raise SettingsError("the postgres transport needs DATABASE_URL")
+        if self.transport == "postgres" and not (self.database_url or "").startswith(_POSTGRES):
+            raise SettingsError("DATABASE_URL must be a postgresql:// URL")
         if self.transport == "postgrest" and not (self.supabase_url and self.publishable_key):
             raise SettingsError(
                 "set DATABASE_URL, or SUPABASE_URL and SUPABASE_PUBLISHABLE_KEY for the PostgREST transport"
