@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
+import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ._shared.settings import MIN_SECRET_BYTES, Settings, SettingsError
+
+if TYPE_CHECKING:
+    from .postgres_server import PostgresServer
 
 STATE = Path(".lastcall")
 
@@ -22,8 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except CommandError as error:
-        print(f"lastcall: {error}", file=sys.stderr)
+        print(f"lastcall: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return status
 
 
@@ -76,44 +85,52 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(_options: argparse.Namespace) -> int:
     from ._shared.log import configure_logging
-    from .postgres_server import PostgresServer, PostgresServerError, embedded_postgres
+    from .postgres_server import PostgresServerError, embedded_postgres
     from .server import serve
 
     env = dict(os.environ)
     listening = _listen(env)
-    server: PostgresServer | None = None
-    if not env.get("DATABASE_URL") and not env.get("SUPABASE_URL"):
-        from .migrations import migrate
-
-        server = embedded_postgres(STATE / "postgres")
-        try:
-            server.start()
-        except PostgresServerError as error:
-            raise CommandError(str(error)) from None
-        migrate(server.uri())
-        env["DATABASE_URL"] = server.uri(user="authenticator")
-        env.setdefault("SUPABASE_JWT_SECRET", kept_secret())
-    try:
+    # As an exception, like SIGINT: what was started is stopped again.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.ExitStack() as started:
+        if not env.get("DATABASE_URL") and not env.get("SUPABASE_URL"):
+            try:
+                server = embedded_postgres(STATE / "postgres")
+            except PostgresServerError as error:
+                raise CommandError(str(error)) from None
+            started.callback(server.stop)
+            _start(server)
+            env["DATABASE_URL"] = server.uri(user="authenticator")
+            env["SUPABASE_JWT_SECRET"] = env.get("SUPABASE_JWT_SECRET") or kept_secret()
         settings = _settings(env)
         configure_logging()
         serve(settings, listening)
-    finally:
-        if server is not None:
-            server.stop()
     return 0
+
+
+def _start(server: PostgresServer) -> None:
+    import psycopg
+
+    from .migrations import migrate
+    from .postgres_server import PostgresServerError
+
+    try:
+        server.start()
+        migrate(server.uri())
+    except (PostgresServerError, OSError, psycopg.Error) as error:
+        raise CommandError(f"no embedded PostgreSQL in {STATE / 'postgres'}: {error}") from None
 
 
 def _listen(env: Mapping[str, str]) -> socket.socket:
     """Take the address before anything is started for it."""
     host, port = env.get("HOST") or "127.0.0.1", env.get("PORT") or "8787"
-    if not port.isdigit() or int(port) > 65_535:
+    if not (port.isascii() and port.isdigit()) or int(port) > 65_535:
         raise CommandError("PORT must be a whole number from 0 to 65535")
     try:
         listening = socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise CommandError(
-            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; set PORT to another one"
-        ) from None
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CommandError(f"cannot listen on {host}:{port}: {reason}; set another HOST or PORT") from None
     # Connections inherit it; asyncio sets it only where the socket names its protocol. Without it a reply,
     # written as head and body, waits some 40 ms for the client's delayed acknowledgement.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -130,13 +147,18 @@ def _settings(env: Mapping[str, str]) -> Settings:
 def kept_secret() -> str:
     """The HS256 secret of the embedded default: made once, readable by its owner only."""
     path = STATE / "jwt-secret"
-    STATE.mkdir(exist_ok=True)
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(MIN_SECRET_BYTES))
-    except FileExistsError:
-        pass
-    return path.read_text()
+        STATE.mkdir(exist_ok=True)
+        if not path.exists():
+            with tempfile.NamedTemporaryFile("w", dir=STATE, prefix="jwt-secret-") as file:
+                file.write(secrets.token_hex(MIN_SECRET_BYTES))
+                file.flush()
+                # There at once and whole; of two who do this at the same time, the first one counts.
+                with contextlib.suppress(FileExistsError):
+                    os.link(file.name, path)
+        return path.read_text()
+    except OSError as error:
+        raise CommandError(f"cannot keep a secret in {path}: {error.strerror}") from None
 
 
 def _migrate(_options: argparse.Namespace) -> int:
@@ -165,6 +187,8 @@ def _token(options: argparse.Namespace) -> int:
     except ValueError:
         raise CommandError("--user must be a UUID") from None
     secret = os.environ.get("SUPABASE_JWT_SECRET") or kept_secret()
+    if len(secret.encode()) < MIN_SECRET_BYTES:
+        raise CommandError(f"SUPABASE_JWT_SECRET must have at least {MIN_SECRET_BYTES} bytes")
     print(make_token(secret, user=str(user), expires_in=options.expires_in, env=os.environ))
     return 0
 
