@@ -28,7 +28,5 @@ async def calls_batch_cancel(request: Request) -> Response:
     body = await read_body(request, CancelBatch)
     key = request.headers.get("idempotency-key")
     return reply(
-        await call(
-            request, caller, "cancel_batch", batch_id=body.batch_id, idempotency_key=key, reason=body.reason
-        )
+        await call(request, caller, "cancel_batch", batch_id=body.batch_id, idempotency_key=key, reason=body.reason)
     )

@@ -51,8 +51,7 @@ def migrate(database_url: str) -> list[str]:
             with connection.transaction():
                 connection.execute(path.read_bytes())
                 connection.execute(
-                    "insert into supabase_migrations.schema_migrations (version, name, statements)"
-                    " values (%s, %s, %s)",
+                    "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)",
                     [version, name, [path.read_text()]],
                 )
             applied.append(path.stem)
@@ -72,7 +71,9 @@ def create_migration(name: str) -> Path | None:
     for path in sorted(MIGRATIONS.glob("*.sql")):
         migrated.update(_SECTION.findall(path.read_text()))
     changed = [
-        (file, text) for file in source_files() if (text := (SQL / file).read_text()).strip() != migrated.get(file, "").strip()
+        (file, text)
+        for file in source_files()
+        if (text := (SQL / file).read_text()).strip() != migrated.get(file, "").strip()
     ]
     if not changed:
         return None

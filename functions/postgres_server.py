@@ -42,7 +42,7 @@ class PostgresServer:
 
     def uri(self, database: str = "postgres", user: str = "postgres") -> str:
         """The libpq URI of a database of this server."""
-        return f"postgresql://{user}@/{database}?host={quote(str(self._socket_folder()), safe='')}"
+        return f"postgresql://{user}@/{database}?host={quote(str(self._socket_folder()), safe='')}&port=5432"
 
     def start(self) -> None:
         """Start the server, or join those who use it already. Raises PostgresServerError."""
@@ -121,7 +121,8 @@ class PostgresServer:
         sockets = self._socket_folder()
         sockets.mkdir(parents=True, exist_ok=True)
         self._give_to_user(sockets)
-        settings = {"listen_addresses": "", "unix_socket_directories": str(sockets), **self.options}
+        # The port names the socket; said here and in the URI, no PGPORT of the environment matters.
+        settings = {"listen_addresses": "", "port": "5432", "unix_socket_directories": str(sockets), **self.options}
         flags = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
         log = self.folder / "postgres.log"
         log.touch()

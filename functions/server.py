@@ -18,7 +18,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
-            print(f"ready http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201
+            print(f"ready http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
 
 
 def serve(settings: Settings, listening: socket.socket) -> None:

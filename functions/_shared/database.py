@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 import psycopg
 from psycopg import sql
+from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from starlette.requests import Request
 
@@ -71,10 +72,11 @@ class PostgresDatabase:
         names = sql.SQL(", ").join(
             sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in arguments
         )
-        query = sql.SQL("select to_jsonb(r) from public.{}({}) r").format(sql.Identifier(procedure), names)
+        query = sql.SQL("select to_json(r) from public.{}({}) r").format(sql.Identifier(procedure), names)
+        values = {name: _as_json(value) for name, value in arguments.items()}
         for last_try in (False, True):
             try:
-                return await self._execute(caller, query, arguments)
+                return await self._execute(caller, query, values)
             except psycopg.Error as error:
                 cause = _cause(error)
                 if last_try or cause.sqlstate not in _RETRY_SQLSTATES:
@@ -144,6 +146,12 @@ class PostgresDatabase:
             )
             await self._pool.open()
         return self._pool
+
+
+def _as_json(value: Any) -> Any:
+    """Objects and lists of objects are jsonb; lists of numbers or strings are arrays."""
+    is_json = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
+    return Jsonb(value) if is_json else value
 
 
 def _is_closed_by_server(connection: psycopg.AsyncConnection[Any]) -> bool:

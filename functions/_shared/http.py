@@ -68,7 +68,8 @@ class EdgeFunction:
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
-        allow = f"{self.method}, OPTIONS"
+        methods = ["GET", "HEAD"] if self.method == "GET" else [self.method]
+        allow = ", ".join([*methods, "OPTIONS"])
         if request.method == "OPTIONS":
             preflight = {
                 "Allow": allow,
@@ -77,7 +78,7 @@ class EdgeFunction:
                 "Access-Control-Max-Age": "86400",
             }
             return Response(status_code=204, headers=preflight)
-        if request.method != self.method:
+        if request.method not in methods:
             raise FunctionError(405, "method_not_allowed", f"Method must be {self.method}", {"Allow": allow})
         return await self.handler(request)
 

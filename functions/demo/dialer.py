@@ -12,7 +12,6 @@ from collections import defaultdict
 from typing import Any
 
 import httpx2
-from psycopg.types.json import Jsonb
 
 from .._shared.auth import Caller
 from .._shared.database import Database, connect_database
@@ -82,7 +81,7 @@ class Dialer:
                 batch_id, result = self._results.get_nowait()
                 results[batch_id].append(result)
             for batch_id, of_batch in results.items():
-                await self._call("finish_call", batch_id=batch_id, results=Jsonb(of_batch))
+                await self._call("finish_call", batch_id=batch_id, results=of_batch)
             self._maybe_work.set()
 
     async def _tick(self) -> None:
@@ -110,9 +109,7 @@ def dial() -> None:
 async def _dial(database_url: str, carrier_url: str) -> None:
     database = connect_database(Settings(database_url=database_url))
     unlimited = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx2.AsyncClient(
-        base_url=carrier_url, timeout=60, limits=unlimited, trust_env=False
-    ) as carrier:
+    async with httpx2.AsyncClient(base_url=carrier_url, timeout=60, limits=unlimited, trust_env=False) as carrier:
         await database.ping()
         print("ready", flush=True)  # noqa: T201
         await Dialer(database, carrier).run()

@@ -40,9 +40,7 @@ class Display:
             self._live.update(_table(titles, progress), refresh=True)
         elif time.monotonic() >= self._next_plain:
             self._next_plain = time.monotonic() + _PLAIN_EVERY_S
-            self.say(
-                "  " + "; ".join(_line(title, batch) for title, batch in zip(titles, progress, strict=True))
-            )
+            self.say("  " + "; ".join(_line(title, batch) for title, batch in zip(titles, progress, strict=True)))
 
     def freeze(self) -> None:
         """Leave the live table, if there is one, as it stands."""

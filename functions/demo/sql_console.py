@@ -52,9 +52,7 @@ class DatabaseClaim:
         self._connection.execute(sql.SQL("create database {}").format(name))
 
     def _try_number(self, number: int) -> bool:
-        row = self._connection.execute(
-            "select pg_try_advisory_lock(%s, %s)", [_LOCK_CLASS, number]
-        ).fetchone()
+        row = self._connection.execute("select pg_try_advisory_lock(%s, %s)", [_LOCK_CLASS, number]).fetchone()
         return row is not None and bool(row[0])
 
     def close(self) -> None:
@@ -82,9 +80,7 @@ class SqlConsole:
             external_id,
         )
 
-    def add_batch(
-        self, agency_id: UUID, user_id: UUID, *, max_concurrent: int, external_id: str | None = None
-    ) -> UUID:
+    def add_batch(self, agency_id: UUID, user_id: UUID, *, max_concurrent: int, external_id: str | None = None) -> UUID:
         """A batch without contacts, dialed as fast as max_concurrent calls at a time allow; a call that
         was not answered is tried again after 2 seconds."""
         return self._new(
@@ -137,9 +133,7 @@ class SqlConsole:
             status=batch["status"],
             contacts={row["status"]: row["n"] for row in contacts},
             started={row["id"]: row["before"] for row in started},
-            unbalanced=[
-                f"{row['counter']} is {row['stored']}, should be {row['counted']}" for row in unbalanced
-            ],
+            unbalanced=[f"{row['counter']} is {row['stored']}, should be {row['counted']}" for row in unbalanced],
         )
 
     def claimable_when_started_again(self, batch_id: UUID) -> int:

@@ -15,7 +15,6 @@ from uuid import UUID
 
 import httpx2
 import psycopg
-from psycopg.types.json import Jsonb
 
 from .._shared.database import connect_database
 from .._shared.settings import Settings
@@ -87,17 +86,13 @@ class Stage:
         display.say(f"functions   {self.functions_url}  (lastcall serve)")
         self.carrier = self._start(stack, "carrier", {})
         self.carrier_url = self.carrier.ready()
-        display.say(
-            f"carrier     {self.carrier_url}  (simulated, a process of its own, with a record of its own)"
-        )
+        display.say(f"carrier     {self.carrier_url}  (simulated, a process of its own, with a record of its own)")
         # Against proxies in the environment: both are on this machine.
         self.http = stack.enter_context(httpx2.Client(timeout=90, trust_env=False))
 
     def start_dialer(self, stack: ExitStack) -> None:
         """Start dialing."""
-        dialer = self._start(
-            stack, "dialer", {"DATABASE_URL": self.functions_uri, "CARRIER_URL": self.carrier_url}
-        )
+        dialer = self._start(stack, "dialer", {"DATABASE_URL": self.functions_uri, "CARRIER_URL": self.carrier_url})
         dialer.ready()
         self.dialer = dialer
 
@@ -149,9 +144,7 @@ class Stage:
         calls = self.http.get(f"{self.carrier_url}/calls").raise_for_status().json()
         return [CarrierCall(**call) for call in calls]
 
-    def watch(
-        self, batches: Sequence[Batch], until: Callable[[Sequence[Progress]], bool], *, within_s: float
-    ) -> bool:
+    def watch(self, batches: Sequence[Batch], until: Callable[[Sequence[Progress]], bool], *, within_s: float) -> bool:
         """Show the batches' progress until it is so; False: it was not, within so many seconds.
         Raises CommandError (a process has ended)."""
         titles, ids = [batch.title for batch in batches], [batch.id for batch in batches]
@@ -194,9 +187,7 @@ def tell(stack: ExitStack, contacts: int, *, keep: bool) -> int:
     token = stage.token(owner)
     enough = min(DIALED_BEFORE_CANCEL, contacts // 3)
     _wait_for_calls(stage, both, cancelled, enough)
-    cancel_reply = stage.post(
-        "/functions/v1/calls-batch-cancel", {"batch_id": str(cancelled.id)}, token, cancelled
-    )
+    cancel_reply = stage.post("/functions/v1/calls-batch-cancel", {"batch_id": str(cancelled.id)}, token, cancelled)
     stage.watch(both, lambda _now: False, within_s=BETWEEN_S)
     _wait_for_calls(stage, both, stopped, enough)
     stop_reply = stage.post(
@@ -213,9 +204,7 @@ def tell(stack: ExitStack, contacts: int, *, keep: bool) -> int:
         _print_verdict(display, f"{batch.title}, {ended}", verdict)
         verdicts.append(verdict)
     claimable = console.claimable_when_started_again(stopped.id)
-    display.say(
-        f"  note  started again (tried out, and undone), a dialer's next claim gets {claimable} contacts"
-    )
+    display.say(f"  note  started again (tried out, and undone), a dialer's next claim gets {claimable} contacts")
     went_on = sum(
         call.batch_id == str(stopped.id) and cancel_reply.sent_at < call.arrived_at < stop_reply.sent_at
         for call in record
@@ -225,9 +214,7 @@ def tell(stack: ExitStack, contacts: int, *, keep: bool) -> int:
     held = all(verdict.holds for verdict in verdicts)
     display.say()
     if held:
-        display.say(
-            "It holds: no call started after either reply, and every contact is accounted for.", "bold green"
-        )
+        display.say("It holds: no call started after either reply, and every contact is accounted for.", "bold green")
     else:
         display.say("It does NOT hold: see the lines marked NO.", "bold red")
     if keep:
@@ -253,7 +240,7 @@ async def _add_contacts(database_url: str, batch_id: UUID, number: int) -> None:
                 {"phone_number": f"+1555{i:07d}", "custom_data": {"first_name": f"Contact {i}"}}
                 for i in range(first, min(first + _ADD_AT_A_TIME, number))
             ]
-            await database.call(SERVICE, "add_contacts", {"batch_id": batch_id, "contacts": Jsonb(contacts)})
+            await database.call(SERVICE, "add_contacts", {"batch_id": batch_id, "contacts": contacts})
     finally:
         await database.close()
 
@@ -275,8 +262,7 @@ def _wait_for_silence(stage: Stage, batches: Sequence[Batch]) -> None:
     stage.watch(
         batches,
         lambda now: (
-            not any(batch.in_progress for batch in now)
-            and all(call.ended_at is not None for call in stage.record())
+            not any(batch.in_progress for batch in now) and all(call.ended_at is not None for call in stage.record())
         ),
         within_s=CALLS_END_WITHIN_S,
     )
@@ -287,9 +273,7 @@ def _print_verdict(display: Display, title: str, verdict: Verdict) -> None:
     display.say()
     display.say(title, style="bold")
     for check in verdict.checks:
-        display.say(
-            f"  {'ok  ' if check.holds else 'NO  '}  {check.text}", style="green" if check.holds else "red"
-        )
+        display.say(f"  {'ok  ' if check.holds else 'NO  '}  {check.text}", style="green" if check.holds else "red")
     for note in verdict.notes:
         display.say(f"  note  {note}")
 
@@ -298,9 +282,7 @@ def _keep(stage: Stage, agency: UUID, owner: UUID, member: UUID) -> None:
     """Start two more batches, print how to cancel and stop them, and serve until Ctrl-C."""
     console, say = stage.console, stage.display.say
     to_cancel = console.add_batch(agency, owner, max_concurrent=_KEPT_CONCURRENT)
-    to_stop = console.add_batch(
-        agency, member, max_concurrent=_KEPT_CONCURRENT, external_id=NEXT_EXTERNAL_BATCH_ID
-    )
+    to_stop = console.add_batch(agency, member, max_concurrent=_KEPT_CONCURRENT, external_id=NEXT_EXTERNAL_BATCH_ID)
     for batch_id in (to_cancel, to_stop):
         stage.add_contacts(batch_id, _KEPT_CONTACTS)
     console.process_batches()

@@ -105,8 +105,7 @@ def judge(ended: str, contacts: int, reply: Reply, record: Sequence[CarrierCall]
         Check(
             sum(books.contacts.values()) == contacts and not left_open,
             f"contacts accounted for: {sum(books.contacts.values()):,} of {contacts:,} "
-            f"({_by_status(books.contacts)})"
-            + (f"; left open: {_by_status(left_open)}" if left_open else ""),
+            f"({_by_status(books.contacts)})" + (f"; left open: {_by_status(left_open)}" if left_open else ""),
         ),
         Check(
             not books.unbalanced,
@@ -130,9 +129,7 @@ def _notes(reply: Reply, record: Sequence[CarrierCall], on_their_way: Sequence[C
         for call in record
         if call.arrived_at <= reply.replied_at and (call.ended_at is None or call.ended_at > reply.replied_at)
     ]
-    notes = [
-        f"calls in progress at the reply, left to end by themselves: {len(going_on) + len(on_their_way)}"
-    ]
+    notes = [f"calls in progress at the reply, left to end by themselves: {len(going_on) + len(on_their_way)}"]
     if on_their_way:
         latest = max(call.arrived_at for call in on_their_way) - reply.replied_at
         notes.append(

@@ -210,9 +210,7 @@ def run_demo(folder: Path, contacts: int) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def started_demo(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [LASTCALL, "demo", *arguments], cwd=folder, stdout=subprocess.PIPE, text=True
-    ) as demo:
+    with subprocess.Popen([LASTCALL, "demo", *arguments], cwd=folder, stdout=subprocess.PIPE, text=True) as demo:
         try:
             yield demo
         finally:
@@ -249,9 +247,7 @@ def assert_told_and_held(done: subprocess.CompletedProcess[str], contacts: int) 
     cancel, stop = (json.loads(line) for line in lines if line.startswith("{"))
     assert (cancel["success"], cancel["status"]) == (True, "cancelled")
     assert stop["data"] == {"batchId": "64e5f12345abcdef98765432", "status": "stopped"}
-    assert (
-        done.stdout.count("calls started after the reply: 0 by the carrier's record, 0 by the database") == 2
-    )
+    assert done.stdout.count("calls started after the reply: 0 by the carrier's record, 0 by the database") == 2
     assert done.stdout.count(f"contacts accounted for: {contacts} of {contacts} (") == 2
     assert done.stdout.count("counters balanced: yes") == 2
     assert lines[-1].startswith("It holds")

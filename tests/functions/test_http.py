@@ -85,9 +85,10 @@ def test_any_method_but_post_is_refused_with_the_one_that_is_not(alone: TestClie
     assert message(response) == "Method must be POST"
 
 
-def test_health_is_read_by_get_only(alone: TestClient) -> None:
+def test_health_is_read_by_get_and_head_only(alone: TestClient, client: TestClient) -> None:
     response = alone.post("/health")
-    assert (response.status_code, response.headers["Allow"]) == (405, "GET, OPTIONS")
+    assert (response.status_code, response.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
+    assert client.head("/health").status_code == 200
 
 
 @BOTH

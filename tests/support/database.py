@@ -140,7 +140,10 @@ class TestDatabase:
         """All rows of all tables, to see that nothing changed."""
         tables = ("agencies", "users", "call_batches", "campaign_contacts", "contact_data", "calls", "batch_events")
         return json.dumps(
-            {table: self.value(f"select jsonb_agg(to_jsonb(t) order by to_jsonb(t)) from {table} t") for table in tables}
+            {
+                table: self.value(f"select jsonb_agg(to_jsonb(t) order by to_jsonb(t)) from {table} t")
+                for table in tables
+            }
         )
 
     def unbalanced(self) -> list[dict[str, Any]]:
