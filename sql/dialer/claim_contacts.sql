@@ -19,16 +19,22 @@ create or replace function private.claim_batch(
 returns setof public.claimed_contact
 language plpgsql volatile
 set search_path = ''
+-- Plans that are right for any batch. What statistics suggest is not, when they are of an empty
+-- table or do not know this batch: then each call would read all of it.
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 declare
   v_batch       public.call_batches;
   v_now         timestamptz;
+  v_expires_at  timestamptz;
+  v_call_ids    constant regclass := pg_get_serial_sequence('public.calls', 'id')::regclass;
   v_limit       integer;
   v_recent      timestamptz[];
   v_due         bigint[];
   v_in_turn     bigint[];
-  v_contact_id  bigint;
-  v_claimed     public.claimed_contact;
+  v_first       bigint;
+  v_last        bigint;
 begin
   select b.* into v_batch
     from public.call_batches b
@@ -38,6 +44,7 @@ begin
     return;
   end if;
   v_now := clock_timestamp();
+  v_expires_at := v_now + make_interval(secs => p_lease_seconds);
   v_limit := greatest(least(p_max_contacts, v_batch.max_concurrent - v_batch.queued - v_batch.in_progress), 0);
 
   if v_batch.calls_per_minute is not null and v_limit > 0 then
@@ -77,30 +84,37 @@ begin
      order by c.agency_id, c.batch_id, c.id
      limit v_limit - cardinality(v_due));
 
-  -- One by one, by the whole primary key: a statement for all of them may be planned, while the
-  -- statistics do not know a new batch yet, to read the whole batch at every claim.
-  foreach v_contact_id in array v_due || v_in_turn loop
-    with claimed as (
-      update public.campaign_contacts c
-         set status = 'queued',
-             due_at = null
-       where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_contact_id
-      returning c.phone_number, c.attempts),
-    leased as (
-      insert into public.calls (agency_id, batch_id, contact_id, attempt, created_at, lease_expires_at)
-      select p_agency_id, p_batch_id, v_contact_id, c.attempts + 1, v_now,
-             v_now + make_interval(secs => p_lease_seconds)
-        from claimed c
-      returning id, attempt, lease_expires_at)
-    select p_agency_id, p_batch_id, l.id, v_contact_id, c.phone_number, l.attempt,
-           coalesce((select d.custom_data
-                       from public.contact_data d
-                      where d.agency_id = p_agency_id and d.batch_id = p_batch_id
-                        and d.contact_id = v_contact_id), '{}'),
-           l.lease_expires_at
-      into v_claimed
-      from claimed c, leased l;
-    return next v_claimed;
+  -- By runs of neighbouring ids, each a range of the primary key: "= any" and a join can be planned
+  -- to read the whole batch.
+  for v_first, v_last in
+    select min(i.id), max(i.id)
+      from (select u.id, u.id - row_number() over (order by u.id) as run
+              from unnest(v_due || v_in_turn) as u (id)) i
+     group by i.run
+     order by 1
+  loop
+    return query
+      with claimed as (
+        update public.campaign_contacts c
+           set status = 'queued',
+               due_at = null
+         where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id between v_first and v_last
+        returning c.id, c.phone_number, (c.attempts + 1)::smallint as attempt),
+      numbered as materialized (
+        select nextval(v_call_ids) as call_id, n.*
+          from (select * from claimed c order by c.id) n),
+      leased as (
+        insert into public.calls (agency_id, batch_id, id, contact_id, attempt, created_at, lease_expires_at)
+        select p_agency_id, p_batch_id, n.call_id, n.id, n.attempt, v_now, v_expires_at
+          from numbered n)
+      select p_agency_id, p_batch_id, n.call_id, n.id, n.phone_number, n.attempt,
+             coalesce((select d.custom_data
+                         from public.contact_data d
+                        where d.agency_id = p_agency_id and d.batch_id = p_batch_id
+                          and d.contact_id = n.id), '{}'),
+             v_expires_at
+        from numbered n
+       order by n.call_id;
   end loop;
 
   update public.call_batches b
@@ -131,6 +145,8 @@ returns setof public.claimed_contact
 language plpgsql volatile
 security definer
 set search_path = ''
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
 as $$
 declare
   v_now   timestamptz := clock_timestamp();

@@ -11,6 +11,8 @@ returns setof bigint
 language plpgsql volatile
 security definer
 set search_path = ''
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
 as $$
 declare
   v_batch     public.call_batches;

@@ -8,12 +8,16 @@ create or replace function private.release_queued(
 returns integer
 language plpgsql volatile
 set search_path = ''
-set plan_cache_mode = force_custom_plan  -- "all of them" reads the batch, "expired" a few rows by key
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
 as $$
 declare
   v_now         timestamptz := clock_timestamp();
   v_contact_ids bigint[];
-  v_released    integer;
+  v_first       bigint;
+  v_last        bigint;
+  v_count       integer;
+  v_released    integer := 0;
 begin
   with ended as (
     delete from public.calls c
@@ -22,13 +26,25 @@ begin
     returning c.contact_id)
   select array_agg(e.contact_id) into v_contact_ids from ended e;
 
-  update public.campaign_contacts c
-     set status = case when c.attempts > 0 then 'scheduled' else 'pending' end::public.contact_status,
-         -- Behind the cursor only a due time is found again.
-         due_at = case when c.id <= p_claim_cursor then v_now else c.due_at end
-   where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.status = 'queued'
-     and (p_expired_at = 'infinity' or c.id = any (v_contact_ids));
-  get diagnostics v_released = row_count;
+  for v_first, v_last in
+    select min(i.id), max(i.id)
+      from (select u.id, u.id - row_number() over (order by u.id) as run
+              from unnest(v_contact_ids) as u (id)) i
+     where p_expired_at < 'infinity'
+     group by i.run
+    union all
+    select 0, 9223372036854775807  -- every id
+     where p_expired_at = 'infinity'
+  loop
+    update public.campaign_contacts c
+       set status = case when c.attempts > 0 then 'scheduled' else 'pending' end::public.contact_status,
+           -- Behind the cursor only a due time is found again.
+           due_at = case when c.id <= p_claim_cursor then v_now else c.due_at end
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id between v_first and v_last
+       and c.status = 'queued';
+    get diagnostics v_count = row_count;
+    v_released := v_released + v_count;
+  end loop;
   return v_released;
 end;
 $$;

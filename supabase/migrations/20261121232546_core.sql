@@ -622,12 +622,16 @@ create or replace function private.release_queued(
 returns integer
 language plpgsql volatile
 set search_path = ''
-set plan_cache_mode = force_custom_plan  -- "all of them" reads the batch, "expired" a few rows by key
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
 as $$
 declare
   v_now         timestamptz := clock_timestamp();
   v_contact_ids bigint[];
-  v_released    integer;
+  v_first       bigint;
+  v_last        bigint;
+  v_count       integer;
+  v_released    integer := 0;
 begin
   with ended as (
     delete from public.calls c
@@ -636,13 +640,25 @@ begin
     returning c.contact_id)
   select array_agg(e.contact_id) into v_contact_ids from ended e;
 
-  update public.campaign_contacts c
-     set status = case when c.attempts > 0 then 'scheduled' else 'pending' end::public.contact_status,
-         -- Behind the cursor only a due time is found again.
-         due_at = case when c.id <= p_claim_cursor then v_now else c.due_at end
-   where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.status = 'queued'
-     and (p_expired_at = 'infinity' or c.id = any (v_contact_ids));
-  get diagnostics v_released = row_count;
+  for v_first, v_last in
+    select min(i.id), max(i.id)
+      from (select u.id, u.id - row_number() over (order by u.id) as run
+              from unnest(v_contact_ids) as u (id)) i
+     where p_expired_at < 'infinity'
+     group by i.run
+    union all
+    select 0, 9223372036854775807  -- every id
+     where p_expired_at = 'infinity'
+  loop
+    update public.campaign_contacts c
+       set status = case when c.attempts > 0 then 'scheduled' else 'pending' end::public.contact_status,
+           -- Behind the cursor only a due time is found again.
+           due_at = case when c.id <= p_claim_cursor then v_now else c.due_at end
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id between v_first and v_last
+       and c.status = 'queued';
+    get diagnostics v_count = row_count;
+    v_released := v_released + v_count;
+  end loop;
   return v_released;
 end;
 $$;
@@ -1087,16 +1103,22 @@ create or replace function private.claim_batch(
 returns setof public.claimed_contact
 language plpgsql volatile
 set search_path = ''
+-- Plans that are right for any batch. What statistics suggest is not, when they are of an empty
+-- table or do not know this batch: then each call would read all of it.
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 declare
   v_batch       public.call_batches;
   v_now         timestamptz;
+  v_expires_at  timestamptz;
+  v_call_ids    constant regclass := pg_get_serial_sequence('public.calls', 'id')::regclass;
   v_limit       integer;
   v_recent      timestamptz[];
   v_due         bigint[];
   v_in_turn     bigint[];
-  v_contact_id  bigint;
-  v_claimed     public.claimed_contact;
+  v_first       bigint;
+  v_last        bigint;
 begin
   select b.* into v_batch
     from public.call_batches b
@@ -1106,6 +1128,7 @@ begin
     return;
   end if;
   v_now := clock_timestamp();
+  v_expires_at := v_now + make_interval(secs => p_lease_seconds);
   v_limit := greatest(least(p_max_contacts, v_batch.max_concurrent - v_batch.queued - v_batch.in_progress), 0);
 
   if v_batch.calls_per_minute is not null and v_limit > 0 then
@@ -1145,30 +1168,37 @@ begin
      order by c.agency_id, c.batch_id, c.id
      limit v_limit - cardinality(v_due));
 
-  -- One by one, by the whole primary key: a statement for all of them may be planned, while the
-  -- statistics do not know a new batch yet, to read the whole batch at every claim.
-  foreach v_contact_id in array v_due || v_in_turn loop
-    with claimed as (
-      update public.campaign_contacts c
-         set status = 'queued',
-             due_at = null
-       where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_contact_id
-      returning c.phone_number, c.attempts),
-    leased as (
-      insert into public.calls (agency_id, batch_id, contact_id, attempt, created_at, lease_expires_at)
-      select p_agency_id, p_batch_id, v_contact_id, c.attempts + 1, v_now,
-             v_now + make_interval(secs => p_lease_seconds)
-        from claimed c
-      returning id, attempt, lease_expires_at)
-    select p_agency_id, p_batch_id, l.id, v_contact_id, c.phone_number, l.attempt,
-           coalesce((select d.custom_data
-                       from public.contact_data d
-                      where d.agency_id = p_agency_id and d.batch_id = p_batch_id
-                        and d.contact_id = v_contact_id), '{}'),
-           l.lease_expires_at
-      into v_claimed
-      from claimed c, leased l;
-    return next v_claimed;
+  -- By runs of neighbouring ids, each a range of the primary key: "= any" and a join can be planned
+  -- to read the whole batch.
+  for v_first, v_last in
+    select min(i.id), max(i.id)
+      from (select u.id, u.id - row_number() over (order by u.id) as run
+              from unnest(v_due || v_in_turn) as u (id)) i
+     group by i.run
+     order by 1
+  loop
+    return query
+      with claimed as (
+        update public.campaign_contacts c
+           set status = 'queued',
+               due_at = null
+         where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id between v_first and v_last
+        returning c.id, c.phone_number, (c.attempts + 1)::smallint as attempt),
+      numbered as materialized (
+        select nextval(v_call_ids) as call_id, n.*
+          from (select * from claimed c order by c.id) n),
+      leased as (
+        insert into public.calls (agency_id, batch_id, id, contact_id, attempt, created_at, lease_expires_at)
+        select p_agency_id, p_batch_id, n.call_id, n.id, n.attempt, v_now, v_expires_at
+          from numbered n)
+      select p_agency_id, p_batch_id, n.call_id, n.id, n.phone_number, n.attempt,
+             coalesce((select d.custom_data
+                         from public.contact_data d
+                        where d.agency_id = p_agency_id and d.batch_id = p_batch_id
+                          and d.contact_id = n.id), '{}'),
+             v_expires_at
+        from numbered n
+       order by n.call_id;
   end loop;
 
   update public.call_batches b
@@ -1199,6 +1229,8 @@ returns setof public.claimed_contact
 language plpgsql volatile
 security definer
 set search_path = ''
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
 as $$
 declare
   v_now   timestamptz := clock_timestamp();
@@ -1256,13 +1288,16 @@ returns setof bigint
 language plpgsql volatile
 security definer
 set search_path = ''
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
 as $$
 declare
-  v_batch      public.call_batches;
-  v_now        timestamptz;
-  v_started    integer := 0;
-  v_call_id    bigint;
-  v_contact_id bigint;
+  v_batch       public.call_batches;
+  v_now         timestamptz;
+  v_call_ids    bigint[];
+  v_contact_ids bigint[];
+  v_first       bigint;
+  v_last        bigint;
 begin
   perform private.require_service();
   v_batch := private.lock_batch(p_agency_id, p_batch_id);
@@ -1271,29 +1306,40 @@ begin
     return;
   end if;
 
-  foreach v_call_id in array coalesce(p_call_ids, '{}') loop
+  select min(u.id), max(u.id) into v_first, v_last from unnest(p_call_ids) as u (id);
+  with started as (
     update public.calls c
        set status = 'in_progress',
            started_at = v_now
-     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_call_id
-       and c.status = 'queued' and c.lease_expires_at > v_now
-    returning c.contact_id into v_contact_id;
-    continue when not found;
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id
+       -- The calls of one claim are neighbours in their batch.
+       and c.id between v_first and v_last and c.id = any (p_call_ids)
+       -- As text: not by the index on leases, which would read all leases of the batch.
+       and c.status::text = 'queued' and c.lease_expires_at > v_now
+    returning c.id, c.contact_id)
+  select array_agg(s.id order by s.id), array_agg(s.contact_id order by s.id)
+    into v_call_ids, v_contact_ids
+    from started s;
 
+  for v_first, v_last in
+    select min(i.id), max(i.id)
+      from (select u.id, u.id - row_number() over (order by u.id) as run
+              from unnest(v_contact_ids) as u (id)) i
+     group by i.run
+  loop
     update public.campaign_contacts c
        set status = 'in_progress',
            attempts = c.attempts + 1,
-           call_id = v_call_id,
+           call_id = v_call_ids[array_position(v_contact_ids, c.id)],
            last_attempt_at = v_now
-     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_contact_id;
-    v_started := v_started + 1;
-    return next v_call_id;
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id between v_first and v_last;
   end loop;
 
   update public.call_batches b
-     set queued = b.queued - v_started,
-         in_progress = b.in_progress + v_started
-   where b.agency_id = p_agency_id and b.id = p_batch_id and v_started > 0;
+     set queued = b.queued - cardinality(v_call_ids),
+         in_progress = b.in_progress + cardinality(v_call_ids)
+   where b.agency_id = p_agency_id and b.id = p_batch_id and v_call_ids is not null;
+  return query select unnest(v_call_ids);
 end;
 $$;
 
@@ -1330,6 +1376,8 @@ returns setof bigint
 language plpgsql volatile
 security definer
 set search_path = ''
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
 as $$
 declare
   v_batch     public.call_batches;

@@ -1,0 +1,82 @@
+"""What dialing reads does not grow with the batch, whatever the planner's statistics say of it."""
+
+from __future__ import annotations
+
+import json
+from uuid import UUID
+
+import pytest
+
+from ..support.database import Connection, TestDatabase
+
+TABLES = ("campaign_contacts", "calls", "contact_data", "call_batches")
+
+
+def rows_read(db: TestDatabase) -> dict[str, int]:
+    """How many rows of each table were read so far, by whatever scan."""
+    return {
+        row["relname"]: row["n"]
+        for row in db.rows(
+            "select relname, seq_tup_read + coalesce(idx_tup_fetch, 0) as n from pg_stat_user_tables"
+            " where relname = any (%s)",
+            list(TABLES),
+        )
+    }
+
+
+def flush(connection: Connection) -> None:
+    connection.execute("select pg_stat_force_next_flush()")
+    connection.execute("select 1")
+
+
+def dial(connection: Connection, batch: UUID) -> int:
+    """Claim, start and finish ten calls; lose the lease of an eleventh: how many were called."""
+    claimed = connection.execute("select call_id from claim_contacts(11, 60, %s)", [batch]).fetchall()
+    calls = [row["call_id"] for row in claimed]
+    started = connection.execute("select start_call(%s, %s) as id", [batch, calls[:10]]).fetchall()
+    results = [{"call_id": row["id"], "status": "failed" if row["id"] % 2 else "completed"} for row in started]
+    connection.execute("select finish_call(%s, %s)", [batch, json.dumps(results)])
+    return len(started)
+
+
+@pytest.mark.parametrize("statistics", ["none", "of small batches", "plans made when the tables were empty"])
+def test_a_round_of_dialing_reads_a_few_rows_of_a_large_batch(db: TestDatabase, statistics: str) -> None:
+    agency = db.agency()
+    for table in TABLES:
+        db.rows(f"alter table {table} set (autovacuum_enabled = off)")
+    if statistics == "of small batches":
+        for _ in range(40):
+            db.contacts(db.batch(agency, status="completed"), completed=5)
+        db.rows("analyze")
+    batch = db.batch(agency, retry_delay_seconds=0)
+    with db.connect() as connection:
+        if statistics == "plans made when the tables were empty":
+            for _ in range(10):
+                dial(connection, batch)
+            db.rows("update call_batches set next_claim_at = now()")
+        contacts = [{"phone_number": "+15550000000", "custom_data": {"a": 1}}] * 20_000
+        db.rows("select add_contacts(%s, %s)", batch, json.dumps(contacts))
+        for _ in range(3):
+            connection.execute("select claim_contacts(1000, 3600, %s)", [batch])  # leases, held by others
+        for _ in range(8):
+            assert dial(connection, batch) == 10
+        flush(connection)
+        before = rows_read(db)
+        assert dial(connection, batch) == 10
+        flush(connection)
+    after = rows_read(db)
+    assert {table: n for table in TABLES if (n := after[table] - before[table]) > 150} == {}
+
+
+def test_giving_a_lost_lease_back_reads_a_few_rows_of_a_large_batch(db: TestDatabase) -> None:
+    db.rows("alter table campaign_contacts set (autovacuum_enabled = off)")
+    batch = db.batch(db.agency())
+    db.contacts(batch, pending=20_000)
+    with db.connect() as connection:
+        connection.execute("select claim_contacts(20)")
+        connection.execute("update calls set lease_expires_at = clock_timestamp() where id %% 2 = 0", [])
+        flush(connection)
+        before = rows_read(db)["campaign_contacts"]
+        assert connection.execute("select release_expired_leases() as n").fetchone() == {"n": 10}
+        flush(connection)
+    assert rows_read(db)["campaign_contacts"] - before <= 50
