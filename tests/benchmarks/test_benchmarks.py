@@ -1,0 +1,48 @@
+"""The benchmarks run, at sizes too small to say anything: lest they rot between two releases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from . import cancel, claims, silence, wide
+from .lab import Lab, open_lab
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with open_lab() as lab:
+        yield lab
+
+
+def rows(section: str) -> list[list[str]]:
+    """The cells of the table in a section, without its header."""
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_cancel_compares_all_ways_at_all_sizes(lab: Lab) -> None:
+    found = rows(cancel.run(lab, sizes=[5, 20], runs=2, others=30))
+    assert [row[0] for row in found] == [
+        f"{size} {variant.name}" for size in (5, 20) for variant in cancel.VARIANTS
+    ]
+    assert {row[1] for row in found} == {"8"}
+
+
+def test_wide_rows_stay_in_line(lab: Lab) -> None:
+    section = wide.run(lab, size=100, runs=1)
+    assert len(rows(section)) == 2
+    assert "in 0 of 100 rows it did" in section
+
+
+def test_silence_measures_every_size(lab: Lab) -> None:
+    found = rows(silence.run(lab, sizes=[1000, 2000], rounds=[1, 1], number=2))
+    assert [row[:2] for row in found] == [["1,000", "1"], ["2,000", "1"]]
+
+
+def test_claims_of_every_number_of_claimers(lab: Lab) -> None:
+    found = rows(claims.run(lab, runs=1, seconds=0.2, supply=320, numbers=[1, 2], contacts=[5]))
+    assert [row[0] for row in found] == ["1 by 5", "2 by 5"]
+    assert all(re.fullmatch(r"[\d,]+", cell) for row in found for cell in row[1:])
