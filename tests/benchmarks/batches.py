@@ -24,9 +24,7 @@ def load_core(lab: Lab, sizes: list[int], others: int = 0) -> list[Batch]:
     lab.owner.execute("truncate public.agencies cascade")
     agency_id, user_id = uuid4(), uuid4()
     lab.owner.execute("insert into agencies (id, name) values (%s, 'Acme')", [agency_id])
-    lab.owner.execute(
-        "insert into users (id, agency_id, role) values (%s, %s, 'agency_owner')", [user_id, agency_id]
-    )
+    lab.owner.execute("insert into users (id, agency_id, role) values (%s, %s, 'agency_owner')", [user_id, agency_id])
     for _ in range(10 if others else 0):
         add_core_batch(lab.owner, agency_id, others // 10)
     return [Batch(agency_id, user_id, add_core_batch(lab.owner, agency_id, size)) for size in sizes]
@@ -67,8 +65,7 @@ def load_typical(lab: Lab, sizes: list[int], others: int = 0) -> list[Batch]:
 def _add_typical_batch(connection: Connection, agency_id: UUID, size: int) -> UUID:
     batch_id = uuid4()
     connection.execute(
-        "insert into typical.call_batches (agency_id, id, status, total_contacts)"
-        " values (%s, %s, 'processing', %s)",
+        "insert into typical.call_batches (agency_id, id, status, total_contacts) values (%s, %s, 'processing', %s)",
         [agency_id, batch_id, size],
     )
     with connection.transaction():

@@ -50,9 +50,7 @@ def procedure(connection: Connection, batch: Batch) -> int:
 
 def four_calls_typical(connection: Connection, batch: Batch) -> int:
     """The usual edge function: four calls, as a user under row-level security, ids returned to be counted."""
-    connection.execute(
-        "select id, agency_id, role from typical.users where id = %s", [batch.user_id]
-    ).fetchone()
+    connection.execute("select id, agency_id, role from typical.users where id = %s", [batch.user_id]).fetchone()
     connection.execute(
         "select id, agency_id, status, skipped from typical.call_batches where id = %s", [batch.id]
     ).fetchone()
@@ -72,9 +70,7 @@ def four_calls_typical(connection: Connection, batch: Batch) -> int:
 def four_calls_core(connection: Connection, batch: Batch) -> int:
     """The same four calls on lastcall's table, as its owner: what the table alone is worth."""
     connection.execute("select id, agency_id, role from users where id = %s", [batch.user_id]).fetchone()
-    connection.execute(
-        "select id, agency_id, status, skipped from call_batches where id = %s", [batch.id]
-    ).fetchone()
+    connection.execute("select id, agency_id, status, skipped from call_batches where id = %s", [batch.id]).fetchone()
     skipped = connection.execute(
         "update campaign_contacts set status = 'skipped', outcome_notes = 'Batch cancelled'"
         " where agency_id = %s and batch_id = %s and status in ('pending', 'scheduled', 'queued')"
@@ -155,9 +151,7 @@ def _measure(lab: Lab, size: int, runs: int, others: int) -> dict[str, list[Meas
             if size >= 1_000_000 and number >= (2 if variant.slow else 4):
                 continue
             progress(f"cancel of {size:,}, {variant.name}, run {number + 1}")
-            warm_up, *batches = variant.load(
-                lab, [WARM_UP] + [size] * batches_a_run, others if number % 2 else 0
-            )
+            warm_up, *batches = variant.load(lab, [WARM_UP] + [size] * batches_a_run, others if number % 2 else 0)
             lab.settle(variant.table)
             with variant.connect(lab, warm_up) as connection:
                 # Clients hold pooled connections, which have planned and compiled all this before.

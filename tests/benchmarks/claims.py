@@ -54,9 +54,7 @@ def run(
     )
 
 
-def _measure(
-    lab: Lab, team: Claimers, a_claim: int, batches: int, seconds: float, supply: int
-) -> tuple[float, float]:
+def _measure(lab: Lab, team: Claimers, a_claim: int, batches: int, seconds: float, supply: int) -> tuple[float, float]:
     """Claims and contacts a second."""
     load_core(lab, [supply // batches] * batches)
     lab.settle("campaign_contacts", "call_batches")

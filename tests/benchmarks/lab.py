@@ -93,9 +93,7 @@ class Lab:
         )
 
     def _wal_position(self) -> int:
-        row = self.owner.execute(
-            "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
-        ).fetchone()
+        row = self.owner.execute("select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint").fetchone()
         assert row is not None
         return int(row[0])
 

@@ -10,8 +10,7 @@ def table(title: str, note: str, header: Sequence[str], rows: Sequence[Sequence[
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     # Numbers to the right; the first column is what they are about.
     aligned = [
-        _line([cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in _cells(row, widths)])
-        for row in rows
+        _line([cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in _cells(row, widths)]) for row in rows
     ]
     head = _line([cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in _cells(header, widths)])
     rule = _line(["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)])

@@ -25,9 +25,7 @@ def rows(section: str) -> list[list[str]]:
 
 def test_cancel_compares_all_ways_at_all_sizes(lab: Lab) -> None:
     found = rows(cancel.run(lab, sizes=[5, 20], runs=2, others=30))
-    assert [row[0] for row in found] == [
-        f"{size} {variant.name}" for size in (5, 20) for variant in cancel.VARIANTS
-    ]
+    assert [row[0] for row in found] == [f"{size} {variant.name}" for size in (5, 20) for variant in cancel.VARIANTS]
     assert {row[1] for row in found} == {"8"}
 
 
