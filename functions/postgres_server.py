@@ -64,6 +64,8 @@ class PostgresServer:
         with self._alone():
             if self._is_only_user():
                 self._pg_ctl("stop", "-m", "fast", "-w")
+                if self._socket_folder() != self.folder:
+                    shutil.rmtree(self._socket_folder(), ignore_errors=True)
             self._using.close()
             self._using = None
 

@@ -22,7 +22,8 @@ from functions.migrations import migrate
 from functions.postgres_server import PostgresServer, embedded_postgres
 
 from .support.database import TestDatabase
-from .support.postgrest import PUBLISHABLE_KEY, postgrest, serving
+from .support.postgrest import PUBLISHABLE_KEY, postgrest
+from .support.serving import serving
 from .support.tokens import ISSUER, SECRET
 
 _numbers = count()
@@ -113,8 +114,8 @@ def client(settings: Settings) -> Iterator[TestClient]:
 @pytest.fixture
 def postgrest_url(db: TestDatabase) -> Iterator[str]:
     """A Supabase project's URL, whose PostgREST is the stand-in."""
-    with serving(postgrest(db.functions_uri)) as url:
-        yield url
+    with serving(postgrest(db.functions_uri)) as (host, port):
+        yield f"http://{host}:{port}"
 
 
 @pytest.fixture

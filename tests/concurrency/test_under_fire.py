@@ -6,13 +6,20 @@ import json
 import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
+import httpx2
 import psycopg
 import pytest
 
+from functions._shared.settings import Settings
+from functions.app import create_app
+
 from ..support.database import TestDatabase
+from ..support.serving import serving
+from ..support.tokens import bearer
 
 WORKERS = 16
 CONTACTS = 50_000
@@ -152,6 +159,20 @@ def test_cancel_and_stop_at_once_end_in_a_cancelled_batch(db: TestDatabase) -> N
         assert stopped == "PT400" or stopped["status"] == "stopped"
         assert db.batch_row(batch)["status"] == "cancelled"
         assert db.statuses(batch) == {"skipped": 205}
+
+
+def test_of_two_cancel_requests_at_once_one_is_200_and_one_400(db: TestDatabase, settings: Settings) -> None:
+    agency = db.agency()
+    owner, batch = db.user(agency), db.batch(agency)
+    db.contacts(batch, pending=2_000)
+    with serving(create_app(settings)) as (host, port), ThreadPoolExecutor(2) as pool:
+        url = f"http://{host}:{port}/functions/v1/calls-batch-cancel"
+        body = {"batch_id": str(batch)}
+        posts = [pool.submit(httpx2.post, url, json=body, headers=bearer(owner)) for _ in range(2)]
+        replies = sorted((post.result() for post in posts), key=lambda reply: reply.status_code)
+    assert [reply.status_code for reply in replies] == [200, 400]
+    assert replies[0].json()["contacts_skipped"] == 2_000
+    assert replies[1].json()["error"] == "Batch is already cancelled"
 
 
 def at_once(calls: list[Any], db: TestDatabase) -> list[Any]:

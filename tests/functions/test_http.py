@@ -107,7 +107,7 @@ def test_a_browsers_preflight_is_answered_without_a_token(alone: TestClient, pat
 
 
 def test_a_head_request_over_http_is_answered_without_a_body() -> None:
-    with serving(NO_DATABASE) as (host, port), httpx2.Client() as client:
+    with serving(create_app(NO_DATABASE)) as (host, port), httpx2.Client() as client:
         response = client.head(f"http://{host}:{port}{CANCEL}")
         assert (response.status_code, response.content) == (405, b"")
         assert client.get(f"http://{host}:{port}{CANCEL}").status_code == 405
@@ -267,7 +267,7 @@ def test_a_streamed_body_is_read_up_to_the_limit_and_no_further(path: str) -> No
             sent += 1 << 16
             yield b" " * (1 << 16)
 
-    with serving(NO_DATABASE) as (host, port), httpx2.Client() as client:
+    with serving(create_app(NO_DATABASE)) as (host, port), httpx2.Client() as client:
         response = client.post(f"http://{host}:{port}{path}", content=endless(), headers=bearer(USER))
     assert response.status_code == 413
     message(response)
@@ -276,7 +276,7 @@ def test_a_streamed_body_is_read_up_to_the_limit_and_no_further(path: str) -> No
 
 @BOTH
 def test_a_large_body_of_a_known_length_is_refused_too(path: str) -> None:
-    with serving(NO_DATABASE) as (host, port), httpx2.Client() as client:
+    with serving(create_app(NO_DATABASE)) as (host, port), httpx2.Client() as client:
         url = f"http://{host}:{port}{path}"
         response = client.post(url, content=b" " * 20_000_000, headers=bearer(USER))
         assert response.status_code == 413
@@ -286,14 +286,14 @@ def test_a_large_body_of_a_known_length_is_refused_too(path: str) -> None:
 
 
 def test_a_streamed_body_within_the_limit_is_accepted() -> None:
-    with serving(NO_DATABASE) as (host, port), httpx2.Client() as client:
+    with serving(create_app(NO_DATABASE)) as (host, port), httpx2.Client() as client:
         url = f"http://{host}:{port}{CANCEL}"
         response = client.post(url, content=iter([b"{", b"}"]), headers=bearer(USER))
     assert (response.status_code, message(response)) == (400, "batch_id is required")
 
 
 def test_a_client_that_leaves_before_its_body_is_complete_is_no_failure_of_ours(log: Log) -> None:
-    with serving(NO_DATABASE) as (host, port):
+    with serving(create_app(NO_DATABASE)) as (host, port):
         with socket.create_connection((host, port)) as connection:
             head = f"POST {CANCEL} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token(USER)}\r\n"
             connection.sendall(f'{head}Content-Length: 100\r\n\r\n{{"batch'.encode())

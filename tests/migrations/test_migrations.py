@@ -112,3 +112,28 @@ def test_the_seed_loads_and_its_books_balance(db: TestDatabase) -> None:
     db.rows((MIGRATIONS.parent / "seed.sql").read_text())
     assert db.unbalanced() == []
     assert db.row("select * from cancel_batch((select id from call_batches))")["contacts_skipped"] == 500
+
+
+def test_a_hosted_projects_owner_migrates_without_being_a_superuser(server: PostgresServer, template: str) -> None:
+    """As on Supabase: the database's owner may create roles, and is no superuser."""
+    with psycopg.connect(server.uri(), autocommit=True) as connection:
+        # Roles are the cluster's: the one that the core creates must not be there yet.
+        connection.execute("create role supabase_admin")
+        connection.execute("alter role lastcall_admin rename to lastcall_admin_of_others")
+        connection.execute("create role hosted_owner login createrole bypassrls")
+        connection.execute("create database hosted owner hosted_owner")
+        try:
+            migrate(server.uri("hosted", "hosted_owner"))
+            with psycopg.connect(server.uri("hosted", "hosted_owner"), autocommit=True) as console:
+                console.execute((MIGRATIONS.parent / "seed.sql").read_bytes())
+                row = console.execute("select contacts_skipped from cancel_batch((select id from call_batches))")
+                assert row.fetchone() == (500,)
+                actor = console.execute("select actor_kind, actor_role from batch_events where action = 'cancel'")
+                assert actor.fetchone() == ("console", "hosted_owner")
+                assert console.execute("select * from private.check_counters()").fetchall() == []
+        finally:
+            connection.execute("drop database hosted with (force)")
+            connection.execute("drop role if exists lastcall_admin")
+            connection.execute("drop role hosted_owner")
+            connection.execute("alter role lastcall_admin_of_others rename to lastcall_admin")
+            connection.execute("drop role supabase_admin")

@@ -9,14 +9,10 @@ no filters, no media types, no schema cache to reload, one agreed secret.
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jwt
 import psycopg
-import uvicorn
 from psycopg import sql
 from psycopg.rows import dict_row
 from starlette.applications import Starlette
@@ -110,25 +106,3 @@ def _error(
     status: int, code: str, message: str | None, details: str | None = None, hint: str | None = None
 ) -> JSONResponse:
     return JSONResponse({"code": code, "message": message, "details": details, "hint": hint}, status)
-
-
-@contextmanager
-def serving(app: Starlette) -> Iterator[str]:
-    """The app on a free port of this machine, in a thread: its URL."""
-    started = threading.Event()
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            started.set()
-
-    server = Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert started.wait(10)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()

@@ -1,4 +1,4 @@
-"""The functions over real HTTP, and what they write into the log."""
+"""An app over real HTTP, and what it writes into the log."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
 
 from functions._shared.log import JsonFormatter
-from functions._shared.settings import Settings
-from functions.app import create_app
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[tuple[str, int]]:
-    """The service of these settings on a loopback address, which it gives."""
+def serving(app: Starlette) -> Iterator[tuple[str, int]]:
+    """The app on a loopback address, which it gives."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     address = listening.getsockname()
     thread.start()
