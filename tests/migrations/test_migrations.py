@@ -114,7 +114,8 @@ def test_the_seed_loads_and_its_books_balance(db: TestDatabase) -> None:
     assert db.row("select * from cancel_batch((select id from call_batches))")["contacts_skipped"] == 500
 
 
-def test_a_hosted_projects_owner_migrates_without_being_a_superuser(server: PostgresServer, template: str) -> None:
+@pytest.mark.usefixtures("template")
+def test_a_hosted_projects_owner_migrates_without_being_a_superuser(server: PostgresServer) -> None:
     """As on Supabase: the database's owner may create roles, and is no superuser."""
     with psycopg.connect(server.uri(), autocommit=True) as connection:
         # Roles are the cluster's: the one that the core creates must not be there yet.
