@@ -5,22 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import secrets
 import signal
 import socket
 import sys
-import tempfile
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._shared.settings import MIN_SECRET_BYTES, Settings, SettingsError
+from .local import STATE, CommandError, kept_secret, make_token
 
 if TYPE_CHECKING:
     from .postgres_server import PostgresServer
-
-STATE = Path(".lastcall")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,10 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
-
-
-class CommandError(Exception):
-    """The command cannot run; the message says what to do about it."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,23 +135,6 @@ def _settings(env: Mapping[str, str]) -> Settings:
         raise CommandError(str(error)) from None
 
 
-def kept_secret() -> str:
-    """The HS256 secret of the embedded default: made once, readable by its owner only."""
-    path = STATE / "jwt-secret"
-    try:
-        STATE.mkdir(exist_ok=True)
-        if not path.exists():
-            with tempfile.NamedTemporaryFile("w", dir=STATE, prefix="jwt-secret-") as file:
-                file.write(secrets.token_hex(MIN_SECRET_BYTES))
-                file.flush()
-                # There at once and whole; of two who do this at the same time, the first one counts.
-                with contextlib.suppress(FileExistsError):
-                    os.link(file.name, path)
-        return path.read_text()
-    except OSError as error:
-        raise CommandError(f"cannot keep a secret in {path}: {error.strerror}") from None
-
-
 def _migrate(_options: argparse.Namespace) -> int:
     import psycopg
 
@@ -191,26 +165,6 @@ def _token(options: argparse.Namespace) -> int:
         raise CommandError(f"SUPABASE_JWT_SECRET must have at least {MIN_SECRET_BYTES} bytes")
     print(make_token(secret, user=str(user), expires_in=options.expires_in, env=os.environ))
     return 0
-
-
-def make_token(secret: str, *, user: str, expires_in: int, env: Mapping[str, str]) -> str:
-    """A user's JWT as Supabase Auth would make it, valid for expires_in seconds."""
-    import jwt
-
-    now = int(time.time())
-    url = (env.get("SUPABASE_URL") or "").rstrip("/")
-    return jwt.encode(
-        {
-            "iss": env.get("SUPABASE_JWT_ISSUER") or (f"{url}/auth/v1" if url else "lastcall"),
-            "aud": env.get("SUPABASE_JWT_AUDIENCE") or "authenticated",
-            "role": "authenticated",
-            "sub": user,
-            "iat": now,
-            "exp": now + expires_in,
-        },
-        secret,
-        algorithm="HS256",
-    )
 
 
 def _demo(options: argparse.Namespace) -> int:

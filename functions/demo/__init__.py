@@ -11,7 +11,7 @@ import importlib.util
 import signal
 from contextlib import ExitStack
 
-from ..cli import CommandError
+from ..local import CommandError
 
 MIN_CONTACTS = 10
 

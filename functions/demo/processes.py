@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..cli import CommandError
+from ..local import CommandError
 
 _READY_WITHIN_S = 60.0
 _END_WITHIN_S = 10.0

@@ -18,7 +18,7 @@ import psycopg
 
 from .._shared.database import connect_database
 from .._shared.settings import Settings
-from ..cli import STATE, CommandError, kept_secret, make_token
+from ..local import STATE, CommandError, kept_secret, make_token
 from ..migrations import migrate
 from ..postgres_server import PostgresServer, PostgresServerError, embedded_postgres
 from .carrier import CarrierCall
