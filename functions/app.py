@@ -15,12 +15,19 @@ from ._shared.database import connect_database
 from ._shared.http import RequestContext, not_found
 from ._shared.settings import Settings
 from .calls_batch_cancel import calls_batch_cancel
+from .calls_batch_pause import calls_batch_pause
+from .calls_batch_resume import calls_batch_resume
 from .health import health
 from .stop_calling import stop_calling
 
+_EDGE_FUNCTIONS = {
+    "calls-batch-cancel": calls_batch_cancel,
+    "calls-batch-pause": calls_batch_pause,
+    "calls-batch-resume": calls_batch_resume,
+}
 ROUTES = [
-    Route("/functions/v1/calls-batch-cancel", calls_batch_cancel),
-    Route("/calls-batch-cancel", calls_batch_cancel),
+    *(Route(f"/functions/v1/{name}", function) for name, function in _EDGE_FUNCTIONS.items()),
+    *(Route(f"/{name}", function) for name, function in _EDGE_FUNCTIONS.items()),
     Route("/api/call/stop-calling", stop_calling),
     Route("/health", health),
 ]

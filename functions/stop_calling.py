@@ -43,7 +43,7 @@ def error_envelope(error: FunctionError) -> dict[str, Any]:
 
 @edge_function("POST", failure="Failed to stop calling service or call queue", errors=error_envelope)
 async def stop_calling(request: Request) -> Response:
-    """Stop the batch: its queue is emptied, calls in progress finish; it can be started again."""
+    """Stop the batch: its queue is emptied, calls in progress finish; it can be resumed."""
     caller = await verify_jwt(request)
     body = await read_body(request, StopCalling)
     key = request.headers.get("idempotency-key")

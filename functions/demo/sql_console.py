@@ -136,12 +136,11 @@ class SqlConsole:
             unbalanced=[f"{row['counter']} is {row['stored']}, should be {row['counted']}" for row in unbalanced],
         )
 
-    def claimable_when_started_again(self, batch_id: UUID) -> int:
-        """How many contacts, of at most 20, a dialer could claim of a stopped batch if it were started
-        again: tried out, and undone."""
+    def claimable_when_resumed(self, batch_id: UUID) -> int:
+        """How many contacts, of at most 20, a dialer could claim of a stopped batch if it were resumed:
+        tried out, and undone."""
         with self._connection.transaction(force_rollback=True):
-            self._connection.execute("update call_batches set status = 'pending' where id = %s", [batch_id])
-            self._connection.execute("select process_batches()")
+            self._connection.execute("select resume_batch(%s)", [batch_id])
             (row,) = self._rows("select count(*) as n from claim_contacts(20, 30, %s)", batch_id)
         return int(row["n"])
 

@@ -203,8 +203,8 @@ def tell(stack: ExitStack, contacts: int, *, keep: bool) -> int:
         verdict = judge(ended, contacts, reply, of_batch, console.books(batch.id))
         _print_verdict(display, f"{batch.title}, {ended}", verdict)
         verdicts.append(verdict)
-    claimable = console.claimable_when_started_again(stopped.id)
-    display.say(f"  note  started again (tried out, and undone), a dialer's next claim gets {claimable} contacts")
+    claimable = console.claimable_when_resumed(stopped.id)
+    display.say(f"  note  resumed (tried out, and undone), a dialer's next claim gets {claimable} contacts")
     went_on = sum(
         call.batch_id == str(stopped.id) and cancel_reply.sent_at < call.arrived_at < stop_reply.sent_at
         for call in record

@@ -19,18 +19,13 @@ security definer  -- callers hold no table grants; this is their only door
 set search_path = ''
 as $$
 declare
-  v_actor   private.actor := private.require_actor(p_agency_id);
+  v_actor   private.actor := private.require_admin(p_agency_id);
   v_batch   public.call_batches;
   v_request jsonb := jsonb_build_object(
     'procedure', 'cancel_batch', 'batch_id', p_batch_id, 'reason', p_reason, 'actor', v_actor.id);
   v_answer  jsonb;
   v_result  public.cancel_batch_result;
 begin
-  if not private.is_agency_admin(v_actor) then
-    raise sqlstate 'PT403' using message = 'User role must be agency_owner or agency_admin',
-      detail = '{"code": "role_not_allowed"}';
-  end if;
-
   v_batch := private.lock_batch(p_agency_id, p_batch_id);
   v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
   if v_answer is not null then

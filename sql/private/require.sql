@@ -37,6 +37,27 @@ $$;
 revoke execute on function private.is_agency_admin(private.actor) from public;
 comment on function private.is_agency_admin(private.actor) is 'An owner or admin of the agency, a service or a console.';
 
+-- The caller, who must be an owner or admin of the agency, a service or a console.
+-- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (another agency's).
+create or replace function private.require_admin(p_agency_id uuid)
+returns private.actor
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_actor private.actor := private.require_actor(p_agency_id);
+begin
+  if not private.is_agency_admin(v_actor) then
+    raise sqlstate 'PT403' using message = 'User role must be agency_owner or agency_admin',
+      detail = '{"code": "role_not_allowed"}';
+  end if;
+  return v_actor;
+end;
+$$;
+
+revoke execute on function private.require_admin(uuid) from public;
+comment on function private.require_admin(uuid) is 'The caller, an owner or admin of the agency, a service or a console.';
+
 -- The caller, who must be a service or a console: the dialer's side. Raises PT401, PT403.
 create or replace function private.require_service()
 returns private.actor

@@ -23,6 +23,7 @@ create table public.call_batches (
   scheduled_for    timestamptz,
   created_at       timestamptz not null default now(),
   started_at       timestamptz,
+  paused_at        timestamptz,
   stopped_at       timestamptz,
   completed_at     timestamptz,
   error_message    text,

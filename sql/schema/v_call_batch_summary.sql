@@ -7,7 +7,7 @@ select b.agency_id, b.id, b.user_id, b.external_id, b.name, b.status,
          as progress_percentage,
        b.total_contacts - b.completed - b.failed - b.skipped as remaining_count,
        b.calls_per_minute, b.max_concurrent,
-       b.scheduled_for, b.created_at, b.started_at, b.stopped_at, b.completed_at, b.error_message
+       b.scheduled_for, b.created_at, b.started_at, b.paused_at, b.stopped_at, b.completed_at, b.error_message
   from public.call_batches b;
 
 comment on view public.v_call_batch_summary is 'Batches with progress_percentage and remaining_count.';

@@ -83,11 +83,12 @@ class Life(RuleBasedStateMachine):
         self.ask(query, str(self.batches[place]), str(self.owners[place]), skip, key)
 
     @rule(place=PLACES)
-    def start_again(self, place: int) -> None:
-        query = (
-            "update call_batches set status = 'processing', skip_remaining = false where id = %s and status = 'stopped'"
-        )
-        self.ask(query, self.batches[place])
+    def pause(self, place: int) -> None:
+        self.ask("select pause_batch(%s)", self.batches[place])
+
+    @rule(place=PLACES)
+    def resume(self, place: int) -> None:
+        self.ask("select resume_batch(%s)", self.batches[place])
 
     @rule(place=PLACES)
     def recount(self, place: int) -> None:
@@ -141,7 +142,7 @@ def test_the_books_balance_after_every_step(db: TestDatabase) -> None:
     run_state_machine_as_test(
         Life,
         settings=settings(
-            max_examples=60,
+            max_examples=80,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

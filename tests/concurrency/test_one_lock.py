@@ -29,6 +29,7 @@ CONTENDERS = {
     "process_batches": ("process_batches()", True),
     "stop_batch": ("stop_batch(%(batch)s::text)", False),
     "cancel_batch": ("cancel_batch(%(batch)s)", False),
+    "pause_batch": ("pause_batch(%(batch)s)", False),
 }
 
 

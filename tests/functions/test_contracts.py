@@ -1,8 +1,9 @@
-"""The two given contracts, line by line, over HTTP; over Postgres and over PostgREST alike."""
+"""The contracts, line by line, over HTTP; over Postgres and over PostgREST alike."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,6 +17,7 @@ from ..support.tokens import bearer
 
 CANCEL_PATHS = ["/functions/v1/calls-batch-cancel", "/calls-batch-cancel"]
 CANCEL = CANCEL_PATHS[0]
+PAUSE, RESUME = "/functions/v1/calls-batch-pause", "/functions/v1/calls-batch-resume"
 STOP = "/api/call/stop-calling"
 
 
@@ -122,7 +124,7 @@ def test_cancel_of_no_batch_of_the_agency_is_404(db: TestDatabase, client: TestC
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD"])
-@pytest.mark.parametrize("path", [CANCEL, STOP])
+@pytest.mark.parametrize("path", [CANCEL, STOP, PAUSE, RESUME])
 def test_other_methods_are_405(client: TestClient, method: str, path: str) -> None:
     response = client.request(method, path)
     assert (response.status_code, response.headers["allow"]) == (405, "POST, OPTIONS")
@@ -228,6 +230,92 @@ def test_stop_that_fails_is_500(db: TestDatabase, client: TestClient) -> None:
     response = unchanged(db, client, STOP, owner, {"batchId": str(batch), "userId": str(owner)})
     assert (response.status_code, response.json()["code"]) == (500, 500)
     assert response.json()["errorMessage"] == "Failed to stop calling service or call queue"
+
+
+# calls-batch-pause and calls-batch-resume
+
+
+@pytest.mark.parametrize("prefix", ["/functions/v1", ""])
+def test_pause_and_resume_answer_200_with_the_contracts_bodies(
+    db: TestDatabase, client: TestClient, prefix: str
+) -> None:
+    owner, batch = world(db, pending=3, queued=2, in_progress=1)
+    paused = client.post(f"{prefix}/calls-batch-pause", json={"batch_id": str(batch)}, headers=bearer(owner))
+    body = paused.json()
+    paused_at = datetime.fromisoformat(body.pop("paused_at"))
+    assert (paused.status_code, body) == (
+        200,
+        {
+            "success": True,
+            "batch_id": str(batch),
+            "status": "paused",
+            "message": "Batch paused. In-progress calls will continue until they complete.",
+        },
+    )
+    assert db.batch_row(batch)["paused_at"] == paused_at
+    assert db.statuses(batch) == {"pending": 5, "in_progress": 1}
+
+    resumed = client.post(f"{prefix}/calls-batch-resume", json={"batch_id": str(batch)}, headers=bearer(owner))
+    assert (resumed.status_code, resumed.json()) == (
+        200,
+        {
+            "success": True,
+            "batch_id": str(batch),
+            "status": "processing",
+            "message": "Batch resumed. The processor will start making calls on the next run.",
+        },
+    )
+    assert db.batch_row(batch)["paused_at"] is None
+
+
+def test_resume_before_its_time_answers_with_the_time(db: TestDatabase, client: TestClient) -> None:
+    owner, batch = world(db, pending=1)
+    db.rows("update call_batches set status = 'paused', scheduled_for = '2999-01-16T09:00:00Z'")
+    response = client.post(RESUME, json={"batch_id": str(batch)}, headers=bearer(owner))
+    assert (response.status_code, response.json()["status"]) == (200, "scheduled")
+    assert response.json()["message"] == "Batch scheduled to resume at 2999-01-16T09:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        (PAUSE, ["pending", "paused", "stopped", "completed", "failed", "cancelled"]),
+        (RESUME, ["pending", "scheduled", "processing", "completed", "failed", "cancelled"]),
+    ],
+)
+def test_pause_and_resume_from_another_status_are_400(
+    db: TestDatabase, client: TestClient, path: str, wrong: list[str]
+) -> None:
+    owner, batch = world(db, pending=1)
+    for status in wrong:
+        db.rows("update call_batches set status = %s", status)
+        response = unchanged(db, client, path, owner, {"batch_id": str(batch)})
+        assert (response.status_code, response.json()["success"]) == (400, False)
+        assert status in response.json()["error"]
+
+
+@pytest.mark.parametrize("path", [PAUSE, RESUME])
+def test_pause_and_resume_refuse_as_cancel_does(db: TestDatabase, client: TestClient, path: str) -> None:
+    owner, batch = world(db, pending=1)
+    db.rows("update call_batches set status = %s", "processing" if path == PAUSE else "paused")
+    agency = db.value("select agency_id from users where id = %s", owner)
+    member, loner, stranger = db.user(agency, "agency_member"), db.user(None), db.user(db.agency("Other"))
+    for user, body, status in [
+        (owner, {}, 400),
+        (owner, {"batch_id": "no-uuid"}, 400),
+        (loner, {"batch_id": str(batch)}, 403),
+        (member, {"batch_id": str(batch)}, 403),
+        (stranger, {"batch_id": str(batch)}, 404),
+        (owner, {"batch_id": str(uuid4())}, 404),
+    ]:
+        assert unchanged(db, client, path, user, body).status_code == status
+    before = db.state()
+    assert client.post(path, json={"batch_id": str(batch)}).status_code == 401
+    assert db.state() == before
+    after = "paused" if path == PAUSE else "processing"
+    db.rows(f"alter table call_batches add constraint broken check (status <> '{after}') not valid")
+    response = unchanged(db, client, path, owner, {"batch_id": str(batch)})
+    assert (response.status_code, response.json()["error"]) == (500, "Failed to update batch status")
 
 
 # Idempotency-Key, on both

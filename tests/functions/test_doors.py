@@ -51,11 +51,11 @@ class Case:
     prepare: str = ""
 
 
-def cancel(name: str, status: int, answer: dict[str, Any], *, caller: str = "owner", batch: str = "batch",
-           prepare: str = "", **more: Any) -> Case:  # fmt: skip
+def change(procedure: str, name: str, status: int, answer: dict[str, Any], *, caller: str = "owner",
+           batch: str = "batch", prepare: str = "", **more: Any) -> Case:  # fmt: skip
     return Case(
-        f"cancel: {name}",
-        "cancel_batch",
+        f"{procedure}: {name}",
+        procedure,
         caller,
         lambda w: {"batch_id": str(getattr(w, batch)), **more},
         status,
@@ -80,19 +80,32 @@ def stop(name: str, status: int, answer: dict[str, Any], *, caller: str = "owner
 NOT_FOUND = {"message": "Batch not found", "code": "batch_not_found"}
 NO_AGENCY = {"message": "User is not associated with an agency", "code": "no_agency"}
 CASES = [
-    cancel("a batch being dialed", 200, {"status": "cancelled", "contacts_skipped": 6}),
-    cancel("with a reason", 200, {"contacts_skipped": 6}, reason="wrong script"),
-    cancel("a stopped batch", 200, {"contacts_skipped": 6}, prepare="update call_batches set status = 'stopped'"),
-    cancel("a completed batch", 400, {"message": "Batch is already completed", "code": "batch_already_completed"},
+    change("cancel_batch", "a batch being dialed", 200, {"status": "cancelled", "contacts_skipped": 6}),
+    change("cancel_batch", "with a reason", 200, {"contacts_skipped": 6}, reason="wrong script"),
+    change("cancel_batch", "a stopped batch", 200, {"contacts_skipped": 6},
+           prepare="update call_batches set status = 'stopped'"),
+    change("cancel_batch", "a completed batch", 400,
+           {"message": "Batch is already completed", "code": "batch_already_completed"},
            prepare="update call_batches set status = 'completed'"),
-    cancel("a cancelled batch", 400, {"message": "Batch is already cancelled", "code": "batch_already_cancelled"},
+    change("cancel_batch", "a cancelled batch", 400,
+           {"message": "Batch is already cancelled", "code": "batch_already_cancelled"},
            prepare="update call_batches set status = 'cancelled'"),
-    cancel("by a member", 403, {"message": "User role must be agency_owner or agency_admin",
+    change("cancel_batch", "by a member", 403, {"message": "User role must be agency_owner or agency_admin",
                                 "code": "role_not_allowed"}, caller="member"),
-    cancel("by a user of no agency", 403, NO_AGENCY, caller="loner"),
-    cancel("another agency's batch", 404, NOT_FOUND, batch="other_batch"),
-    cancel("by another agency's owner", 404, NOT_FOUND, caller="other_owner"),
-    cancel("a batch that is none", 404, NOT_FOUND, batch="loner"),
+    change("cancel_batch", "by a user of no agency", 403, NO_AGENCY, caller="loner"),
+    change("cancel_batch", "another agency's batch", 404, NOT_FOUND, batch="other_batch"),
+    change("cancel_batch", "by another agency's owner", 404, NOT_FOUND, caller="other_owner"),
+    change("cancel_batch", "a batch that is none", 404, NOT_FOUND, batch="loner"),
+    change("pause_batch", "a batch being dialed", 200, {"success": True, "status": "paused"}),
+    change("pause_batch", "a paused batch", 400, {"code": "batch_not_pausable"},
+           prepare="update call_batches set status = 'paused'"),
+    change("pause_batch", "by a member", 403, {"code": "role_not_allowed"}, caller="member"),
+    change("pause_batch", "another agency's batch", 404, NOT_FOUND, batch="other_batch"),
+    change("resume_batch", "a paused batch", 200, {"success": True, "status": "processing"},
+           prepare="update call_batches set status = 'paused'"),
+    change("resume_batch", "a batch being dialed", 400, {"code": "batch_not_resumable"}),
+    change("resume_batch", "by a user of no agency", 403, NO_AGENCY, caller="loner"),
+    change("resume_batch", "by another agency's owner", 404, NOT_FOUND, caller="other_owner"),
     stop("a batch being dialed", 200, {"status": "stopped", "contacts_released": 2, "calls_in_progress": 2}),
     stop("by external ids", 200, {"batch_id": "spring", "status": "stopped"}, batch="spring", user="the-owner"),
     stop("and skip", 200, {"contacts_skipped": 6, "contacts_released": 0}, skip_remaining=True),
@@ -125,7 +138,7 @@ def world(db: TestDatabase) -> World:
 
 def through_function(settings: Settings, caller: UUID, case: Case, arguments: dict[str, Any]) -> tuple[int, Any]:
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        path, body = "/calls-batch-cancel", arguments
+        path, body = f"/calls-batch-{case.procedure.removesuffix('_batch')}", arguments
         if case.procedure == "stop_batch":
             path = "/api/call/stop-calling"
             words = {"batch_id": "batchId", "user_id": "userId", "skip_remaining": "skipRemaining"}
@@ -157,7 +170,7 @@ def told(case: Case, door: str, status: int, body: Any) -> dict[str, Any]:
     """What the door's own form of answer says."""
     if "function" not in door:
         return body if status == 200 else {"message": body["message"], **json.loads(body["details"])}
-    if case.procedure == "cancel_batch":
+    if case.procedure != "stop_batch":
         return body if status == 200 else {"message": body["error"], "code": body["code"]}
     assert (body["code"], body["status"]) == (status, status == 200)
     return body["data"] if status == 200 else {"message": body["errorMessage"]}

@@ -14,8 +14,8 @@ TABLES = ("agencies", "users", "call_batches", "campaign_contacts", "contact_dat
 ADMINS = ("agency_owner", "agency_admin")
 # What each role may execute; everything else in public and private is the owner's alone.
 PEOPLE = {
-    "public.cancel_batch", "public.stop_batch",
-    "private.cancel_batch", "private.stop_batch", "private.find_batch_agency", "private.find_stop_target",
+    *(f"{schema}.{verb}_batch" for schema in ("public", "private") for verb in ("cancel", "stop", "pause", "resume")),
+    "private.find_batch_agency", "private.find_stop_target",
 }  # fmt: skip
 SERVICE = PEOPLE | {
     f"{schema}.{name}"
@@ -149,7 +149,11 @@ def test_nobody_reads_idempotency_keys_or_changes_the_audit_trail(db: TestDataba
         ("select stop_batch(%s::text, %s::text)", ["batch", "them"]),
         ("select stop_batch('Theirs', 'Theirs')", []),
         ("select stop_batch('Theirs', 'Mine')", []),
+        ("select pause_batch(%s)", ["batch"]),
+        ("select resume_batch(%s)", ["batch"]),
         ("select private.cancel_batch(%s, %s, null, null)", ["agency", "batch"]),
+        ("select private.pause_batch(%s, %s, null, null)", ["agency", "batch"]),
+        ("select private.resume_batch(%s, %s, null, null)", ["agency", "batch"]),
         ("select private.stop_batch(%s, %s, %s, '', false, null, null)", ["agency", "batch", "me"]),
         ("select private.stop_batch(%s, %s, %s, '', false, null, null)", ["agency", "batch", "them"]),
         ("select private.stop_batch(%s, %s, null, '', true, null, null)", ["agency", "batch"]),

@@ -107,6 +107,7 @@ create table public.call_batches (
   scheduled_for    timestamptz,
   created_at       timestamptz not null default now(),
   started_at       timestamptz,
+  paused_at        timestamptz,
   stopped_at       timestamptz,
   completed_at     timestamptz,
   error_message    text,
@@ -254,7 +255,7 @@ select b.agency_id, b.id, b.user_id, b.external_id, b.name, b.status,
          as progress_percentage,
        b.total_contacts - b.completed - b.failed - b.skipped as remaining_count,
        b.calls_per_minute, b.max_concurrent,
-       b.scheduled_for, b.created_at, b.started_at, b.stopped_at, b.completed_at, b.error_message
+       b.scheduled_for, b.created_at, b.started_at, b.paused_at, b.stopped_at, b.completed_at, b.error_message
   from public.call_batches b;
 
 comment on view public.v_call_batch_summary is 'Batches with progress_percentage and remaining_count.';
@@ -422,6 +423,27 @@ $$;
 
 revoke execute on function private.is_agency_admin(private.actor) from public;
 comment on function private.is_agency_admin(private.actor) is 'An owner or admin of the agency, a service or a console.';
+
+-- The caller, who must be an owner or admin of the agency, a service or a console.
+-- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (another agency's).
+create or replace function private.require_admin(p_agency_id uuid)
+returns private.actor
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_actor private.actor := private.require_actor(p_agency_id);
+begin
+  if not private.is_agency_admin(v_actor) then
+    raise sqlstate 'PT403' using message = 'User role must be agency_owner or agency_admin',
+      detail = '{"code": "role_not_allowed"}';
+  end if;
+  return v_actor;
+end;
+$$;
+
+revoke execute on function private.require_admin(uuid) from public;
+comment on function private.require_admin(uuid) is 'The caller, an owner or admin of the agency, a service or a console.';
 
 -- The caller, who must be a service or a console: the dialer's side. Raises PT401, PT403.
 create or replace function private.require_service()
@@ -840,18 +862,13 @@ security definer  -- callers hold no table grants; this is their only door
 set search_path = ''
 as $$
 declare
-  v_actor   private.actor := private.require_actor(p_agency_id);
+  v_actor   private.actor := private.require_admin(p_agency_id);
   v_batch   public.call_batches;
   v_request jsonb := jsonb_build_object(
     'procedure', 'cancel_batch', 'batch_id', p_batch_id, 'reason', p_reason, 'actor', v_actor.id);
   v_answer  jsonb;
   v_result  public.cancel_batch_result;
 begin
-  if not private.is_agency_admin(v_actor) then
-    raise sqlstate 'PT403' using message = 'User role must be agency_owner or agency_admin',
-      detail = '{"code": "role_not_allowed"}';
-  end if;
-
   v_batch := private.lock_batch(p_agency_id, p_batch_id);
   v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
   if v_answer is not null then
@@ -1002,6 +1019,167 @@ grant  execute on function public.stop_batch(text, text, boolean, text, text) to
 grant  execute on function private.find_stop_target(text, text) to authenticated, service_role, lastcall_admin;
 comment on function public.stop_batch(text, text, boolean, text, text) is
   'Stop a call batch: its queue is emptied, calls in progress finish; it can be started again.';
+
+-- file: api/pause_batch.sql
+create type public.pause_batch_result as (
+  success   boolean,
+  batch_id  uuid,
+  status    public.batch_status,
+  paused_at timestamptz,
+  message   text
+);
+
+-- Pause a batch: no further call starts, calls in progress finish, and resume_batch goes on where it
+-- was. Leased contacts go back to where they were: no dialer can start them.
+-- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no such batch
+-- of the agency), PT400 (neither processing nor scheduled), PT409 (idempotency key reused).
+-- Contract: calls-batch-pause.
+create or replace function private.pause_batch(
+  p_agency_id uuid, p_batch_id uuid, p_idempotency_key text, p_reason text)
+returns public.pause_batch_result
+language plpgsql volatile
+security definer  -- callers hold no table grants; this is their only door
+set search_path = ''
+as $$
+declare
+  v_actor    private.actor := private.require_admin(p_agency_id);
+  v_batch    public.call_batches;
+  v_request  jsonb := jsonb_build_object(
+    'procedure', 'pause_batch', 'batch_id', p_batch_id, 'reason', p_reason, 'actor', v_actor.id);
+  v_answer   jsonb;
+  v_released integer;
+  v_result   public.pause_batch_result;
+begin
+  v_batch := private.lock_batch(p_agency_id, p_batch_id);
+  v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
+  if v_answer is not null then
+    return jsonb_populate_record(v_result, v_answer);
+  end if;
+  if v_batch.status not in ('processing', 'scheduled') then
+    raise sqlstate 'PT400' using message = format('Only a processing or scheduled batch can be paused; this one is %s', v_batch.status),
+      detail = '{"code": "batch_not_pausable"}';
+  end if;
+
+  v_released := private.release_queued(p_agency_id, p_batch_id, v_batch.claim_cursor, 'infinity');
+  v_result := row(true, v_batch.id, 'paused'::public.batch_status, clock_timestamp(),
+    'Batch paused. In-progress calls will continue until they complete.'::text);
+  update public.call_batches b
+     set status = 'paused',
+         queued = 0,
+         paused_at = v_result.paused_at
+   where b.agency_id = p_agency_id and b.id = p_batch_id;
+  perform private.record_event(p_agency_id, v_batch, v_actor, 'pause', 'paused', v_released,
+    p_reason => p_reason, p_idempotency_key => p_idempotency_key,
+    p_request => v_request, p_response => to_jsonb(v_result));
+  return v_result;
+end;
+$$;
+
+revoke execute on function private.pause_batch(uuid, uuid, text, text) from public;
+grant  execute on function private.pause_batch(uuid, uuid, text, text) to authenticated, service_role, lastcall_admin;
+comment on function private.pause_batch(uuid, uuid, text, text) is 'public.pause_batch, for a batch of a known agency.';
+
+-- The door to private.pause_batch for users, services and consoles.
+-- idempotency_key: a repeat with the same key and arguments gets the first answer again.
+-- reason: kept in the audit trail.
+create or replace function public.pause_batch(
+  batch_id uuid, idempotency_key text default null, reason text default null)
+returns public.pause_batch_result
+language sql volatile
+security invoker
+set search_path = ''
+as $$
+  select private.pause_batch(private.find_batch_agency(batch_id), batch_id, idempotency_key, reason)
+$$;
+
+revoke execute on function public.pause_batch(uuid, text, text) from public, anon;
+grant  execute on function public.pause_batch(uuid, text, text) to authenticated, service_role, lastcall_admin;
+comment on function public.pause_batch(uuid, text, text) is
+  'Pause a call batch: no further call starts, calls in progress finish; it can be resumed.';
+
+-- file: api/resume_batch.sql
+create type public.resume_batch_result as (
+  success  boolean,
+  batch_id uuid,
+  status   public.batch_status,
+  message  text
+);
+
+-- Go on with a paused or stopped batch: it is scheduled again when its time is still to come, or else
+-- processing at once. A batch that was ended early goes on with what was added since.
+-- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no such batch
+-- of the agency), PT400 (neither paused nor stopped), PT409 (idempotency key reused).
+-- Contract: calls-batch-resume, from stopped too.
+create or replace function private.resume_batch(
+  p_agency_id uuid, p_batch_id uuid, p_idempotency_key text, p_reason text)
+returns public.resume_batch_result
+language plpgsql volatile
+security definer  -- callers hold no table grants; this is their only door
+set search_path = ''
+as $$
+declare
+  v_actor   private.actor := private.require_admin(p_agency_id);
+  v_batch   public.call_batches;
+  v_now     timestamptz;
+  v_request jsonb := jsonb_build_object(
+    'procedure', 'resume_batch', 'batch_id', p_batch_id, 'reason', p_reason, 'actor', v_actor.id);
+  v_answer  jsonb;
+  v_result  public.resume_batch_result;
+begin
+  v_batch := private.lock_batch(p_agency_id, p_batch_id);
+  v_now := clock_timestamp();
+  v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
+  if v_answer is not null then
+    return jsonb_populate_record(v_result, v_answer);
+  end if;
+  if v_batch.status not in ('paused', 'stopped') then
+    raise sqlstate 'PT400' using message = format('Only a paused or stopped batch can be resumed; this one is %s', v_batch.status),
+      detail = '{"code": "batch_not_resumable"}';
+  end if;
+
+  if v_batch.scheduled_for > v_now then
+    v_result := row(true, v_batch.id, 'scheduled'::public.batch_status,
+      'Batch scheduled to resume at ' || to_char(v_batch.scheduled_for at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'));
+  else
+    v_result := row(true, v_batch.id, 'processing'::public.batch_status,
+      'Batch resumed. The processor will start making calls on the next run.'::text);
+  end if;
+  update public.call_batches b
+     set status = v_result.status,
+         paused_at = null,
+         stopped_at = null,
+         started_at = case when v_result.status = 'processing' then coalesce(b.started_at, v_now) else b.started_at end,
+         skip_remaining = false,
+         next_claim_at = v_now
+   where b.agency_id = p_agency_id and b.id = p_batch_id;
+  perform private.record_event(p_agency_id, v_batch, v_actor, 'resume', v_result.status, 0,
+    p_reason => p_reason, p_idempotency_key => p_idempotency_key,
+    p_request => v_request, p_response => to_jsonb(v_result));
+  return v_result;
+end;
+$$;
+
+revoke execute on function private.resume_batch(uuid, uuid, text, text) from public;
+grant  execute on function private.resume_batch(uuid, uuid, text, text) to authenticated, service_role, lastcall_admin;
+comment on function private.resume_batch(uuid, uuid, text, text) is 'public.resume_batch, for a batch of a known agency.';
+
+-- The door to private.resume_batch for users, services and consoles.
+-- idempotency_key: a repeat with the same key and arguments gets the first answer again.
+-- reason: kept in the audit trail.
+create or replace function public.resume_batch(
+  batch_id uuid, idempotency_key text default null, reason text default null)
+returns public.resume_batch_result
+language sql volatile
+security invoker
+set search_path = ''
+as $$
+  select private.resume_batch(private.find_batch_agency(batch_id), batch_id, idempotency_key, reason)
+$$;
+
+revoke execute on function public.resume_batch(uuid, text, text) from public, anon;
+grant  execute on function public.resume_batch(uuid, text, text) to authenticated, service_role, lastcall_admin;
+comment on function public.resume_batch(uuid, text, text) is
+  'Go on with a paused or stopped call batch.';
 
 -- file: dialer/add_contacts.sql
 -- Add contacts to a batch, at the end of its dial order. p_contacts: a JSON array of objects
