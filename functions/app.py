@@ -18,6 +18,7 @@ from .calls_batch_cancel import calls_batch_cancel
 from .calls_batch_pause import calls_batch_pause
 from .calls_batch_resume import calls_batch_resume
 from .health import health
+from .list_user_batches import list_user_batches
 from .stop_calling import stop_calling
 
 _EDGE_FUNCTIONS = {
@@ -29,6 +30,7 @@ ROUTES = [
     *(Route(f"/functions/v1/{name}", function) for name, function in _EDGE_FUNCTIONS.items()),
     *(Route(f"/{name}", function) for name, function in _EDGE_FUNCTIONS.items()),
     Route("/api/call/stop-calling", stop_calling),
+    Route("/api/call/batches/{user_id}", list_user_batches),
     Route("/health", health),
 ]
 

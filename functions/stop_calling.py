@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
 from ._shared.database import call
-from ._shared.errors import FunctionError
+from ._shared.envelope import envelope, error_envelope
 from ._shared.http import edge_function, read_body, reply
 from ._shared.text import Text
 
@@ -23,22 +21,6 @@ class StopCalling(msgspec.Struct, rename="camel"):
     user_id: Text
     skip_remaining: bool = False
     reason: Text | None = None
-
-
-def envelope(data: dict[str, Any], code: int = 200, error_message: str = "") -> dict[str, Any]:
-    """The body of stop-calling's replies."""
-    return {
-        "message": "",
-        "status": code == 200,
-        "code": code,
-        "errorMessage": error_message,
-        "data": data,
-    }
-
-
-def error_envelope(error: FunctionError) -> dict[str, Any]:
-    """The body of stop-calling's errors."""
-    return envelope({}, error.status, error.message)
 
 
 @edge_function("POST", failure="Failed to stop calling service or call queue", errors=error_envelope)

@@ -106,6 +106,15 @@ async def read_body(request: Request, type_: type[T]) -> T:
         raise FunctionError(400, "invalid_body", "Body must be a JSON object") from None
 
 
+def read_query(request: Request, type_: type[T]) -> T:
+    """The request's path and query parameters as type_; empty ones are as if left out. Raises 400."""
+    given = {name: value for name, value in request.query_params.items() if value}
+    try:
+        return msgspec.convert({**given, **request.path_params}, type_, strict=False)
+    except msgspec.ValidationError as error:
+        raise FunctionError(400, "invalid_query", _explain(error)) from None
+
+
 def _explain(error: msgspec.ValidationError) -> str:
     missing = re.fullmatch(r"Object missing required field `(\w+)`", str(error))
     return f"{missing[1]} is required" if missing else str(error)

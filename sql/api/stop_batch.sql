@@ -1,13 +1,13 @@
 create type public.stop_batch_result as (
   batch_id          text,                 -- as it was given
   status            public.batch_status,
-  contacts_released integer,              -- taken out of the call queue, to be called when started again
+  contacts_released integer,              -- taken out of the call queue, to be called when resumed
   contacts_skipped  integer,              -- with skip_remaining
   calls_in_progress integer               -- these finish
 );
 
 -- Stop a batch: no further call starts, the call queue is emptied, calls in progress finish.
--- Contacts stay, and the batch can be started again; with p_skip_remaining those not yet
+-- Contacts stay, and the batch can be resumed; with p_skip_remaining those not yet
 -- called are skipped. Stopping a stopped batch is a success. The batch and user come from
 -- private.find_stop_target and are checked again here.
 -- Raises PT401, PT403 (of no agency; neither the user nor an owner or admin), PT404 (no such batch of
@@ -31,7 +31,7 @@ declare
   v_result  public.stop_batch_result;
 begin
   if not private.is_agency_admin(v_actor) and p_user_id is distinct from v_actor.id then
-    raise sqlstate 'PT403' using message = 'Only the user, or an owner or admin of the agency, may stop this batch',
+    raise sqlstate 'PT403' using message = 'Only the user, or an owner or admin of the agency, may do this',
       detail = '{"code": "role_not_allowed"}';
   end if;
 
@@ -97,4 +97,4 @@ revoke execute on function public.stop_batch(text, text, boolean, text, text) fr
 grant  execute on function public.stop_batch(text, text, boolean, text, text) to authenticated, service_role, lastcall_admin;
 grant  execute on function private.find_stop_target(text, text) to authenticated, service_role, lastcall_admin;
 comment on function public.stop_batch(text, text, boolean, text, text) is
-  'Stop a call batch: its queue is emptied, calls in progress finish; it can be started again.';
+  'Stop a call batch: its queue is emptied, calls in progress finish; it can be resumed.';

@@ -33,21 +33,7 @@ begin
   end if;
 
   if coalesce(p_user_id, '') <> '' then
-    v_users := array(
-      select u.id
-        from public.users u
-       where (v_actor.agency_id is null or u.agency_id = v_actor.agency_id)
-         and (u.external_id = p_user_id
-              or u.id = case when p_user_id ~ v_uuid then p_user_id::uuid end));
-    -- Before "not found": who may not look for others learns nothing of who exists.
-    if not private.is_agency_admin(v_actor) and v_users <> array[v_actor.id] then
-      raise sqlstate 'PT403' using message = 'Only the user, or an owner or admin of the agency, may stop this batch',
-        detail = '{"code": "role_not_allowed"}';
-    end if;
-    if cardinality(v_users) = 0 then
-      raise sqlstate 'PT404' using message = 'User not found',
-        detail = '{"code": "user_not_found"}';
-    end if;
+    v_users := private.find_users(v_actor, p_user_id);
   end if;
 
   v_targets := array(

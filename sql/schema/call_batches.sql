@@ -38,6 +38,8 @@ create table public.call_batches (
 
 -- An admin gives a batch's id alone.
 create index call_batches_id on public.call_batches (id);
+-- A user's batches.
+create index call_batches_user on public.call_batches (agency_id, user_id);
 -- What process_batches and claim_contacts look through; none of its columns changes on a claim.
 create index call_batches_live on public.call_batches (agency_id, id)
   where status in ('pending', 'scheduled', 'processing');

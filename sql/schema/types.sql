@@ -8,7 +8,7 @@ create type public.batch_status as enum (
   'scheduled',   -- waits for scheduled_for
   'processing',  -- being dialed
   'paused',      -- not dialed; keeps its place
-  'stopped',     -- not dialed; can be started again
+  'stopped',     -- not dialed; can be resumed
   'completed',   -- every contact has a result
   'failed',      -- cannot be dialed
   'cancelled'    -- for good

@@ -113,7 +113,7 @@ CASES = [
     stop("a cancelled batch", 400, {"message": "Batch is already cancelled", "code": "batch_already_cancelled"},
          prepare="update call_batches set status = 'cancelled'"),
     stop("another's batch, by a member", 403,
-         {"message": "Only the user, or an owner or admin of the agency, may stop this batch",
+         {"message": "Only the user, or an owner or admin of the agency, may do this",
           "code": "role_not_allowed"}, caller="member"),
     stop("by a user of no agency", 403, NO_AGENCY, caller="loner"),
     stop("for an unknown user", 404, {"message": "User not found", "code": "user_not_found"}, user="nobody"),

@@ -14,6 +14,7 @@ TABLES = ("agencies", "users", "call_batches", "campaign_contacts", "contact_dat
 ADMINS = ("agency_owner", "agency_admin")
 # What each role may execute; everything else in public and private is the owner's alone.
 PEOPLE = {
+    "public.list_user_batches", "private.list_user_batches",
     *(f"{schema}.{verb}_batch" for schema in ("public", "private") for verb in ("cancel", "stop", "pause", "resume")),
     "private.find_batch_agency", "private.find_stop_target",
 }  # fmt: skip
@@ -151,6 +152,7 @@ def test_nobody_reads_idempotency_keys_or_changes_the_audit_trail(db: TestDataba
         ("select stop_batch('Theirs', 'Mine')", []),
         ("select pause_batch(%s)", ["batch"]),
         ("select resume_batch(%s)", ["batch"]),
+        ("select list_user_batches(%s::text)", ["them"]),
         ("select private.cancel_batch(%s, %s, null, null)", ["agency", "batch"]),
         ("select private.pause_batch(%s, %s, null, null)", ["agency", "batch"]),
         ("select private.resume_batch(%s, %s, null, null)", ["agency", "batch"]),

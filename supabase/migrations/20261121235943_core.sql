@@ -31,7 +31,7 @@ create type public.batch_status as enum (
   'scheduled',   -- waits for scheduled_for
   'processing',  -- being dialed
   'paused',      -- not dialed; keeps its place
-  'stopped',     -- not dialed; can be started again
+  'stopped',     -- not dialed; can be resumed
   'completed',   -- every contact has a result
   'failed',      -- cannot be dialed
   'cancelled'    -- for good
@@ -122,6 +122,8 @@ create table public.call_batches (
 
 -- An admin gives a batch's id alone.
 create index call_batches_id on public.call_batches (id);
+-- A user's batches.
+create index call_batches_user on public.call_batches (agency_id, user_id);
 -- What process_batches and claim_contacts look through; none of its columns changes on a claim.
 create index call_batches_live on public.call_batches (agency_id, id)
   where status in ('pending', 'scheduled', 'processing');
@@ -688,6 +690,40 @@ $$;
 revoke execute on function private.release_queued(uuid, uuid, bigint, timestamptz) from public;
 comment on function private.release_queued(uuid, uuid, bigint, timestamptz) is 'Take leases of a locked batch away; their contacts go back.';
 
+-- file: private/find_users.sql
+-- The users whom p_user_id, a UUID or an external id, means to this caller: of the own agency for a
+-- user, of any for a service or a console. A user who is neither one of them nor an owner or admin
+-- is refused, and learns nothing of who exists. Raises PT403, PT404 (there is none).
+create or replace function private.find_users(p_actor private.actor, p_user_id text)
+returns uuid[]
+language plpgsql stable
+set search_path = ''
+set plan_cache_mode = force_custom_plan  -- by the agency's index for a user, without it for the others
+as $$
+declare
+  v_uuid  constant text := '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$';
+  v_users uuid[] := array(
+    select u.id
+      from public.users u
+     where (p_actor.agency_id is null or u.agency_id = p_actor.agency_id)
+       and (u.external_id = p_user_id
+            or u.id = case when p_user_id ~ v_uuid then p_user_id::uuid end));
+begin
+  if not private.is_agency_admin(p_actor) and v_users <> array[p_actor.id] then
+    raise sqlstate 'PT403' using message = 'Only the user, or an owner or admin of the agency, may do this',
+      detail = '{"code": "role_not_allowed"}';
+  end if;
+  if cardinality(v_users) = 0 then
+    raise sqlstate 'PT404' using message = 'User not found',
+      detail = '{"code": "user_not_found"}';
+  end if;
+  return v_users;
+end;
+$$;
+
+revoke execute on function private.find_users(private.actor, text) from public;
+comment on function private.find_users(private.actor, text) is 'The users whom an id means to this caller.';
+
 -- file: private/find_stop_target.sql
 -- Which batch and whose is meant by stop_batch, looked up without a lock.
 create type private.stop_target as (agency_id uuid, batch_id uuid, user_id uuid);
@@ -724,21 +760,7 @@ begin
   end if;
 
   if coalesce(p_user_id, '') <> '' then
-    v_users := array(
-      select u.id
-        from public.users u
-       where (v_actor.agency_id is null or u.agency_id = v_actor.agency_id)
-         and (u.external_id = p_user_id
-              or u.id = case when p_user_id ~ v_uuid then p_user_id::uuid end));
-    -- Before "not found": who may not look for others learns nothing of who exists.
-    if not private.is_agency_admin(v_actor) and v_users <> array[v_actor.id] then
-      raise sqlstate 'PT403' using message = 'Only the user, or an owner or admin of the agency, may stop this batch',
-        detail = '{"code": "role_not_allowed"}';
-    end if;
-    if cardinality(v_users) = 0 then
-      raise sqlstate 'PT404' using message = 'User not found',
-        detail = '{"code": "user_not_found"}';
-    end if;
+    v_users := private.find_users(v_actor, p_user_id);
   end if;
 
   v_targets := array(
@@ -762,6 +784,19 @@ $$;
 
 revoke execute on function private.find_stop_target(text, text) from public;
 comment on function private.find_stop_target(text, text) is 'Which batch, and whose, stop_batch means.';
+
+-- file: private/iso_timestamp.sql
+-- A time as JSON APIs write it: UTC, with milliseconds and Z, whatever the session's time zone.
+create or replace function private.iso_timestamp(p_time timestamptz)
+returns text
+language sql immutable
+set search_path = ''
+as $$
+  select to_char(p_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
+$$;
+
+revoke execute on function private.iso_timestamp(timestamptz) from public;
+comment on function private.iso_timestamp(timestamptz) is 'A time as JSON APIs write it.';
 
 -- file: private/check_counters.sql
 -- Every batch whose counters do not say what its contacts are: no row means that the books
@@ -922,13 +957,13 @@ comment on function public.cancel_batch(uuid, text, text) is
 create type public.stop_batch_result as (
   batch_id          text,                 -- as it was given
   status            public.batch_status,
-  contacts_released integer,              -- taken out of the call queue, to be called when started again
+  contacts_released integer,              -- taken out of the call queue, to be called when resumed
   contacts_skipped  integer,              -- with skip_remaining
   calls_in_progress integer               -- these finish
 );
 
 -- Stop a batch: no further call starts, the call queue is emptied, calls in progress finish.
--- Contacts stay, and the batch can be started again; with p_skip_remaining those not yet
+-- Contacts stay, and the batch can be resumed; with p_skip_remaining those not yet
 -- called are skipped. Stopping a stopped batch is a success. The batch and user come from
 -- private.find_stop_target and are checked again here.
 -- Raises PT401, PT403 (of no agency; neither the user nor an owner or admin), PT404 (no such batch of
@@ -952,7 +987,7 @@ declare
   v_result  public.stop_batch_result;
 begin
   if not private.is_agency_admin(v_actor) and p_user_id is distinct from v_actor.id then
-    raise sqlstate 'PT403' using message = 'Only the user, or an owner or admin of the agency, may stop this batch',
+    raise sqlstate 'PT403' using message = 'Only the user, or an owner or admin of the agency, may do this',
       detail = '{"code": "role_not_allowed"}';
   end if;
 
@@ -1018,7 +1053,7 @@ revoke execute on function public.stop_batch(text, text, boolean, text, text) fr
 grant  execute on function public.stop_batch(text, text, boolean, text, text) to authenticated, service_role, lastcall_admin;
 grant  execute on function private.find_stop_target(text, text) to authenticated, service_role, lastcall_admin;
 comment on function public.stop_batch(text, text, boolean, text, text) is
-  'Stop a call batch: its queue is emptied, calls in progress finish; it can be started again.';
+  'Stop a call batch: its queue is emptied, calls in progress finish; it can be resumed.';
 
 -- file: api/pause_batch.sql
 create type public.pause_batch_result as (
@@ -1180,6 +1215,107 @@ revoke execute on function public.resume_batch(uuid, text, text) from public, an
 grant  execute on function public.resume_batch(uuid, text, text) to authenticated, service_role, lastcall_admin;
 comment on function public.resume_batch(uuid, text, text) is
   'Go on with a paused or stopped call batch.';
+
+-- file: api/list_user_batches.sql
+-- A user's batches, newest first, as stop-calling's product shows them.
+-- p_user_id: UUID or external id. p_page: from 1. p_page_size: 1 to 100. p_search: part of the name, or a
+-- queue_status (active while being dialed, or else the batch's status).
+-- Returns {"batches": [...], "pagination": {"total", "page", "limit", "totalPages"}}, from the counters.
+-- callsPicked: taken from the queue and called; callsCompleted: called with success.
+-- Raises PT401, PT400 (no user id; a number out of range), PT403 (of no agency; neither that user nor an
+-- owner or admin), PT404 (no such user; no batch at all).
+-- Contract: GET /api/call/batches/{userId}; an owner or admin may look at any user of the agency.
+create or replace function private.list_user_batches(
+  p_user_id text, p_page integer, p_page_size integer, p_search text)
+returns jsonb
+language plpgsql stable
+security definer  -- looks at users, and for a service or a console at every agency
+set search_path = ''
+set plan_cache_mode = force_custom_plan
+as $$
+declare
+  v_actor   private.actor := private.current_actor();
+  v_users   uuid[];
+  v_total   integer;
+  v_batches jsonb;
+begin
+  if coalesce(p_user_id, '') = '' then
+    raise sqlstate 'PT400' using message = 'userId is required',
+      detail = '{"code": "user_id_required"}';
+  end if;
+  if p_page is null or p_page < 1 or p_page_size is null or p_page_size not between 1 and 100 then
+    raise sqlstate 'PT400' using message = 'page must be at least 1 and limit 1 to 100',
+      detail = '{"code": "page_out_of_range"}';
+  end if;
+  if v_actor.kind = 'user' and v_actor.agency_id is null then
+    raise sqlstate 'PT403' using message = 'User is not associated with an agency',
+      detail = '{"code": "no_agency"}';
+  end if;
+  v_users := private.find_users(v_actor, p_user_id);
+
+  with mine as (
+    select b.*,
+           case when b.status = 'processing' then 'active' else b.status::text end as queue_status,
+           row_number() over (order by b.created_at desc, b.id) as place
+      from public.call_batches b
+     where (v_actor.agency_id is null or b.agency_id = v_actor.agency_id)
+       and b.user_id = any (v_users)),
+  found as (
+    select m.*, row_number() over (order by m.place) as found_place
+      from mine m
+     where coalesce(p_search, '') = ''
+        or strpos(lower(m.name), lower(p_search)) > 0
+        or m.queue_status = lower(p_search))
+  select count(*)::integer,
+         coalesce(jsonb_agg(
+           jsonb_build_object(
+             '_id', coalesce(f.external_id, f.id::text),
+             'batchName', f.name,
+             'totalCalls', f.total_contacts,
+             'callsPicked', f.in_progress + f.completed + f.failed,
+             'callsCompleted', f.completed,
+             'queue_status', f.queue_status,
+             'createdAt', private.iso_timestamp(f.created_at),
+             'updatedAt', private.iso_timestamp(greatest(
+               f.created_at, f.started_at, f.paused_at, f.stopped_at, f.completed_at, f.last_claimed_at)))
+           order by f.found_place)
+           filter (where f.found_place > (p_page - 1)::bigint * p_page_size
+                     and f.found_place <= p_page::bigint * p_page_size), '[]')
+    into v_total, v_batches
+    from found f;
+  if v_total = 0 then
+    raise sqlstate 'PT404' using message = 'No batches found',
+      detail = '{"code": "batch_not_found"}';
+  end if;
+
+  return jsonb_build_object(
+    'batches', v_batches,
+    'pagination', jsonb_build_object(
+      'total', v_total,
+      'page', p_page,
+      'limit', p_page_size,
+      'totalPages', (v_total + p_page_size - 1) / p_page_size));
+end;
+$$;
+
+revoke execute on function private.list_user_batches(text, integer, integer, text) from public;
+grant  execute on function private.list_user_batches(text, integer, integer, text) to authenticated, service_role, lastcall_admin;
+comment on function private.list_user_batches(text, integer, integer, text) is 'public.list_user_batches.';
+
+create or replace function public.list_user_batches(
+  user_id text, page integer default 1, page_size integer default 10, search text default null)
+returns jsonb
+language sql stable
+security invoker
+set search_path = ''
+as $$
+  select private.list_user_batches(user_id, page, page_size, search)
+$$;
+
+revoke execute on function public.list_user_batches(text, integer, integer, text) from public, anon;
+grant  execute on function public.list_user_batches(text, integer, integer, text) to authenticated, service_role, lastcall_admin;
+comment on function public.list_user_batches(text, integer, integer, text) is
+  'A user''s call batches with their progress, newest first.';
 
 -- file: dialer/add_contacts.sql
 -- Add contacts to a batch, at the end of its dial order. p_contacts: a JSON array of objects
