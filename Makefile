@@ -41,4 +41,6 @@ bench: install  ## the benchmarks of the README
 	$(BIN)/python -m tests.benchmarks
 
 migration: install  ## write what changed in sql/ as a migration: make migration name=...
-	$(BIN)/python -c 'import sys; from functions.migrations import create_migration; print(create_migration(sys.argv[1]))' $(name)
+	$(if $(name),,$(error say what it does: make migration name=...))
+	$(BIN)/python -c 'import sys; from functions.migrations import create_migration; \
+	  print(create_migration(sys.argv[1]) or "nothing changed in sql/")' $(name)

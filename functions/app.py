@@ -13,6 +13,7 @@ from starlette.routing import Route
 from ._shared.auth import TokenVerifier
 from ._shared.database import connect_database
 from ._shared.http import RequestContext, not_found
+from ._shared.log import configure_logging
 from ._shared.settings import Settings
 from .calls_batch_cancel import calls_batch_cancel
 from .calls_batch_pause import calls_batch_pause
@@ -60,5 +61,6 @@ def __getattr__(name: str) -> Starlette:
     """`functions.app:app` for ASGI servers, from the environment, when it is asked for."""
     if name != "app":
         raise AttributeError(name)
+    configure_logging()
     globals()["app"] = app = create_app(Settings.from_env(os.environ))
     return app

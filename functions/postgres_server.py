@@ -124,7 +124,14 @@ class PostgresServer:
         sockets.mkdir(parents=True, exist_ok=True)
         self._give_to_user(sockets)
         # The port names the socket; said here and in the URI, no PGPORT of the environment matters.
-        settings = {"listen_addresses": "", "port": "5432", "unix_socket_directories": str(sockets), **self.options}
+        settings = {
+            "listen_addresses": "",
+            "port": "5432",
+            "unix_socket_directories": str(sockets),
+            # Whoever may connect is trusted: that is the user alone, not everyone of this machine.
+            "unix_socket_permissions": "0700",
+            **self.options,
+        }
         flags = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
         log = self.folder / "postgres.log"
         log.touch()

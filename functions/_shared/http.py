@@ -101,7 +101,7 @@ async def read_body(request: Request, type_: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=type_)
     except msgspec.ValidationError as error:
-        raise FunctionError(400, "invalid_body", _explain(error)) from None
+        raise _invalid(error, "invalid_body") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise FunctionError(400, "invalid_body", "Body must be a JSON object") from None
 
@@ -112,12 +112,14 @@ def read_query(request: Request, type_: type[T]) -> T:
     try:
         return msgspec.convert({**given, **request.path_params}, type_, strict=False)
     except msgspec.ValidationError as error:
-        raise FunctionError(400, "invalid_query", _explain(error)) from None
+        raise _invalid(error, "invalid_query") from None
 
 
-def _explain(error: msgspec.ValidationError) -> str:
+def _invalid(error: msgspec.ValidationError, code: str) -> FunctionError:
     missing = re.fullmatch(r"Object missing required field `(\w+)`", str(error))
-    return f"{missing[1]} is required" if missing else str(error)
+    if missing:
+        return FunctionError(400, f"{missing[1]}_required", f"{missing[1]} is required")
+    return FunctionError(400, code, str(error))
 
 
 class RequestContext:

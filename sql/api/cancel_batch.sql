@@ -16,7 +16,7 @@ create or replace function private.cancel_batch(
 returns public.cancel_batch_result
 language plpgsql volatile
 security definer  -- callers hold no table grants; this is their only door
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor   private.actor := private.require_admin(p_agency_id);
@@ -61,11 +61,11 @@ comment on function private.cancel_batch(uuid, uuid, text, text) is 'public.canc
 -- idempotency_key: a repeat with the same key and arguments gets the first answer again.
 -- reason: kept in the audit trail.
 create or replace function public.cancel_batch(
-  batch_id uuid, idempotency_key text default null, reason text default null)
+  batch_id uuid default null, idempotency_key text default null, reason text default null)
 returns public.cancel_batch_result
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.cancel_batch(private.find_batch_agency(batch_id), batch_id, idempotency_key, reason)
 $$;

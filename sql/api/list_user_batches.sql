@@ -11,7 +11,7 @@ create or replace function private.list_user_batches(
 returns jsonb
 language plpgsql stable
 security definer  -- looks at users, and for a service or a console at every agency
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan
 as $$
 declare
@@ -84,11 +84,11 @@ grant  execute on function private.list_user_batches(text, integer, integer, tex
 comment on function private.list_user_batches(text, integer, integer, text) is 'public.list_user_batches.';
 
 create or replace function public.list_user_batches(
-  user_id text, page integer default 1, page_size integer default 10, search text default null)
+  user_id text default null, page integer default 1, page_size integer default 10, search text default null)
 returns jsonb
 language sql stable
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.list_user_batches(user_id, page, page_size, search)
 $$;

@@ -16,7 +16,7 @@ create or replace function private.pause_batch(
 returns public.pause_batch_result
 language plpgsql volatile
 security definer  -- callers hold no table grants; this is their only door
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor    private.actor := private.require_admin(p_agency_id);
@@ -60,11 +60,11 @@ comment on function private.pause_batch(uuid, uuid, text, text) is 'public.pause
 -- idempotency_key: a repeat with the same key and arguments gets the first answer again.
 -- reason: kept in the audit trail.
 create or replace function public.pause_batch(
-  batch_id uuid, idempotency_key text default null, reason text default null)
+  batch_id uuid default null, idempotency_key text default null, reason text default null)
 returns public.pause_batch_result
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.pause_batch(private.find_batch_agency(batch_id), batch_id, idempotency_key, reason)
 $$;

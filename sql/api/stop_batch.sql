@@ -19,13 +19,13 @@ create or replace function private.stop_batch(
 returns public.stop_batch_result
 language plpgsql volatile
 security definer  -- callers hold no table grants; this is their only door
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor   private.actor := private.require_actor(p_agency_id);
   v_batch   public.call_batches;
   v_request jsonb := jsonb_build_object(
-    'procedure', 'stop_batch', 'batch_id', p_batch_id, 'user_id', p_user_id,
+    'procedure', 'stop_batch', 'given_id', p_given_id, 'batch_id', p_batch_id, 'user_id', p_user_id,
     'skip_remaining', p_skip_remaining, 'reason', p_reason, 'actor', v_actor.id);
   v_answer  jsonb;
   v_result  public.stop_batch_result;
@@ -81,12 +81,12 @@ comment on function private.stop_batch(uuid, uuid, uuid, text, boolean, text, te
 -- idempotency_key: a repeat with the same key and arguments gets the first answer again.
 -- reason: kept in the audit trail.
 create or replace function public.stop_batch(
-  batch_id text, user_id text default null, skip_remaining boolean default false,
+  batch_id text default null, user_id text default null, skip_remaining boolean default false,
   idempotency_key text default null, reason text default null)
 returns public.stop_batch_result
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.stop_batch(
            t.agency_id, t.batch_id, t.user_id, $1, coalesce(skip_remaining, false), idempotency_key, reason)

@@ -8,7 +8,7 @@ create or replace function private.add_contacts(p_agency_id uuid, p_batch_id uui
 returns integer
 language plpgsql volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor private.actor := private.require_service();
@@ -16,9 +16,14 @@ declare
   v_now   timestamptz;
   v_added integer;
 begin
-  if jsonb_typeof(p_contacts) is distinct from 'array'
-     or jsonb_path_exists(p_contacts, '$[*] ? (!(@.phone_number.type() == "string"))') then
-    raise sqlstate 'PT400' using message = 'contacts must be an array of objects with a phone_number',
+  if jsonb_typeof(p_contacts) is distinct from 'array' or exists (
+       select from jsonb_array_elements(p_contacts) as g (contact)
+        where jsonb_typeof(g.contact) <> 'object'
+           or jsonb_typeof(g.contact -> 'phone_number') is distinct from 'string'
+           or jsonb_typeof(g.contact -> 'custom_data') not in ('object', 'null')
+           or g.contact ->> 'max_attempts' !~ '^[1-9]\d{0,3}$'
+           or g.contact ->> 'due_at' !~ '^\d{4}-\d\d-\d\d[T ]\d\d:\d\d') then
+    raise sqlstate 'PT400' using message = 'contacts must be an array of objects with a phone_number and, if given, custom_data (object), max_attempts (1 to 9999), due_at (ISO 8601)',
       detail = '{"code": "contacts_invalid"}';
   end if;
 
@@ -29,24 +34,28 @@ begin
       detail = format('{"code": "batch_already_%s"}', v_batch.status);
   end if;
 
-  -- Numbered before the insert, so that each one's data finds it.
-  with given as materialized (
-    select nextval(pg_get_serial_sequence('public.campaign_contacts', 'id')) as id, g.contact
-      from jsonb_array_elements(p_contacts) with ordinality as g (contact, place)
-     order by g.place),
-  added as (
-    insert into public.campaign_contacts (agency_id, batch_id, id, phone_number, max_attempts, status, due_at)
-    select p_agency_id, p_batch_id, g.id, g.contact ->> 'phone_number',
-           coalesce((g.contact ->> 'max_attempts')::smallint, 3),
-           case when g.contact ->> 'due_at' is null then 'pending' else 'scheduled' end::public.contact_status,
-           (g.contact ->> 'due_at')::timestamptz
-      from given g),
-  added_data as (
-    insert into public.contact_data (agency_id, batch_id, contact_id, custom_data)
-    select p_agency_id, p_batch_id, g.id, g.contact -> 'custom_data'
-      from given g
-     where jsonb_typeof(g.contact -> 'custom_data') = 'object' and g.contact -> 'custom_data' <> '{}')
-  select count(*)::integer into v_added from given;
+  begin
+    -- Numbered before the insert, so that each one's data finds it.
+    with given as materialized (
+      select nextval(pg_get_serial_sequence('public.campaign_contacts', 'id')) as id, g.contact
+        from jsonb_array_elements(p_contacts) with ordinality as g (contact, place)
+       order by g.place),
+    added as (
+      insert into public.campaign_contacts (agency_id, batch_id, id, phone_number, max_attempts, status, due_at)
+      select p_agency_id, p_batch_id, g.id, g.contact ->> 'phone_number',
+             coalesce((g.contact ->> 'max_attempts')::smallint, 3),
+             case when g.contact ->> 'due_at' is null then 'pending' else 'scheduled' end::public.contact_status,
+             (g.contact ->> 'due_at')::timestamptz
+        from given g),
+    added_data as (
+      insert into public.contact_data (agency_id, batch_id, contact_id, custom_data)
+      select p_agency_id, p_batch_id, g.id, g.contact -> 'custom_data'
+        from given g
+       where jsonb_typeof(g.contact -> 'custom_data') = 'object' and g.contact -> 'custom_data' <> '{}')
+    select count(*)::integer into v_added from given;
+  exception when data_exception then  -- a time that is none, such as the 31st of June
+    raise sqlstate 'PT400' using message = 'due_at must be a time', detail = '{"code": "contacts_invalid"}';
+  end;
 
   update public.call_batches b
      set total_contacts = b.total_contacts + v_added,
@@ -66,7 +75,7 @@ create or replace function public.add_contacts(batch_id uuid, contacts jsonb)
 returns integer
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.add_contacts(private.find_batch_agency(batch_id), batch_id, contacts)
 $$;

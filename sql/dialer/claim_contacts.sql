@@ -18,7 +18,7 @@ create or replace function private.claim_batch(
   p_agency_id uuid, p_batch_id uuid, p_max_contacts integer, p_lease_seconds integer)
 returns setof public.claimed_contact
 language plpgsql volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 -- Plans that are right for any batch. What statistics suggest is not, when they are of an empty
 -- table or do not know this batch: then each call would read all of it.
 set plan_cache_mode = force_generic_plan
@@ -144,7 +144,7 @@ create or replace function private.claim_contacts(p_max_contacts integer, p_leas
 returns setof public.claimed_contact
 language plpgsql volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan  -- as in claim_batch
 set enable_seqscan = off
 as $$
@@ -167,6 +167,7 @@ begin
        and (b.max_concurrent is null or b.queued + b.in_progress < b.max_concurrent)
        and (p_batch_id is null or b.id = p_batch_id)
      order by b.last_claimed_at nulls first, b.created_at
+     limit 50  -- those that turn out to have reached their rate stay locked until the claim commits
   loop
     return query select * from private.claim_batch(v_batch.agency_id, v_batch.id, p_max_contacts, p_lease_seconds);
     exit when found;
@@ -183,7 +184,7 @@ create or replace function public.claim_contacts(
 returns setof public.claimed_contact
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select * from private.claim_contacts(max_contacts, lease_seconds, batch_id)
 $$;

@@ -10,7 +10,7 @@ create or replace function private.finish_call(p_agency_id uuid, p_batch_id uuid
 returns setof bigint
 language plpgsql volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan  -- as in claim_batch
 set enable_seqscan = off
 as $$
@@ -26,9 +26,15 @@ declare
   v_retried   integer := 0;
 begin
   perform private.require_service();
-  if jsonb_typeof(p_results) is distinct from 'array' or jsonb_path_exists(
-       p_results, '$[*] ? (!(@.call_id.type() == "number") || !(@.status == "completed" || @.status == "failed"))') then
-    raise sqlstate 'PT400' using message = 'results must be an array of objects with call_id and status completed or failed',
+  if jsonb_typeof(p_results) is distinct from 'array' or exists (
+       select from jsonb_array_elements(p_results) as r (result)
+        where jsonb_typeof(r.result) <> 'object'
+           or jsonb_typeof(r.result -> 'call_id') is distinct from 'number'
+           or r.result ->> 'call_id' !~ '^\d{1,18}$'
+           or jsonb_typeof(r.result -> 'status') is distinct from 'string'
+           or r.result ->> 'status' not in ('completed', 'failed')
+           or jsonb_typeof(r.result -> 'duration_seconds') not in ('number', 'null')) then
+    raise sqlstate 'PT400' using message = 'results must be an array of objects with a call_id, a status completed or failed, and numbers as durations',
       detail = '{"code": "results_invalid"}';
   end if;
 
@@ -36,9 +42,10 @@ begin
   v_now := clock_timestamp();
   v_retry_at := v_now + make_interval(secs => v_batch.retry_delay_seconds);
   for v_result in
-    select *
+    select r.call_id, r.status, r.outcome, r.carrier_call_id, r.notes,
+           least(greatest(round(r.duration_seconds), 0), 2147483647)::integer as duration_seconds
       from jsonb_to_recordset(p_results) as r (
-        call_id bigint, status public.call_status, outcome text, duration_seconds integer,
+        call_id bigint, status public.call_status, outcome text, duration_seconds numeric,
         carrier_call_id text, notes text)
   loop
     update public.calls c
@@ -91,7 +98,7 @@ create or replace function public.finish_call(batch_id uuid, results jsonb)
 returns setof bigint
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.finish_call(private.find_batch_agency(batch_id), batch_id, results)
 $$;

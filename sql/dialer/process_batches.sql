@@ -5,7 +5,7 @@ create type public.process_batches_result as (batches_started integer, batches_c
 create or replace function private.has_nothing_left(p_batch public.call_batches)
 returns boolean
 language sql immutable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select p_batch.status = 'processing' and p_batch.queued <= 0 and p_batch.in_progress <= 0
      and (p_batch.completed + p_batch.failed + p_batch.skipped >= p_batch.total_contacts
@@ -23,12 +23,16 @@ comment on function private.has_nothing_left(public.call_batches) is 'Whether a 
 create or replace function private.complete_batch(p_agency_id uuid, p_batch_id uuid, p_actor private.actor)
 returns boolean
 language plpgsql volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_batch public.call_batches;
+  v_total integer;
   v_open  bigint;
 begin
+  select b.total_contacts into v_total
+    from public.call_batches b
+   where b.agency_id = p_agency_id and b.id = p_batch_id;
   select min(c.id) into v_open
     from public.campaign_contacts c
    where c.agency_id = p_agency_id and c.batch_id = p_batch_id
@@ -37,6 +41,7 @@ begin
   select b.* into v_batch
     from public.call_batches b
    where b.agency_id = p_agency_id and b.id = p_batch_id and private.has_nothing_left(b)
+     and b.total_contacts = v_total  -- none was added meanwhile
      for no key update skip locked;
   if not found then
     return false;
@@ -64,12 +69,13 @@ comment on function private.complete_batch(uuid, uuid, private.actor) is 'Comple
 -- Move batches along: those with nothing left to call are completed; those that are due
 -- (pending or scheduled, with contacts, and scheduled_for past or null) start processing,
 -- oldest first. Run it every few seconds; safe when two run at once.
--- max_batches: the most that one run completes, and the most that it starts. Raises PT401, PT403 (not a service or console).
+-- max_batches: the most that one run completes, and the most that it starts, 1 to 1000.
+-- Raises PT401, PT403 (not a service or console), PT400 (a number out of range).
 create or replace function private.process_batches(p_max_batches integer)
 returns public.process_batches_result
 language plpgsql volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor  private.actor := private.require_service();
@@ -78,6 +84,11 @@ declare
   v_live   record;
   v_batch  public.call_batches;
 begin
+  if p_max_batches is null or p_max_batches not between 1 and 1000 then
+    raise sqlstate 'PT400' using message = 'max_batches must be 1 to 1000',
+      detail = '{"code": "max_batches_out_of_range"}';
+  end if;
+
   for v_live in
     select b.agency_id, b.id
       from public.call_batches b
@@ -117,7 +128,7 @@ create or replace function public.process_batches(max_batches integer default 10
 returns public.process_batches_result
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.process_batches(max_batches)
 $$;

@@ -4,7 +4,7 @@
 create or replace function private.release_batch_leases(p_agency_id uuid, p_batch_id uuid)
 returns integer
 language plpgsql volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_batch    public.call_batches;
@@ -26,9 +26,10 @@ begin
    where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.status = 'queued';
   v_released := private.release_queued(p_agency_id, p_batch_id, v_batch.claim_cursor,
     case when v_leases = 0 then 'infinity' else v_now end);
-  if v_released > 0 then
+  if v_released > 0 or v_leases = 0 then
     update public.call_batches b
-       set queued = b.queued - v_released,
+       -- Without a lease none is queued any more, whatever was counted: do not come back for it.
+       set queued = case when v_leases = 0 then 0 else b.queued - v_released end,
            next_claim_at = least(b.next_claim_at, v_now)
      where b.agency_id = p_agency_id and b.id = p_batch_id;
   end if;
@@ -46,7 +47,7 @@ create or replace function private.release_expired_leases()
 returns integer
 language plpgsql volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_now      timestamptz := clock_timestamp();
@@ -79,7 +80,7 @@ create or replace function public.release_expired_leases()
 returns integer
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.release_expired_leases()
 $$;

@@ -7,7 +7,7 @@ create or replace function private.start_call(p_agency_id uuid, p_batch_id uuid,
 returns setof bigint
 language plpgsql volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan  -- as in claim_batch
 set enable_seqscan = off
 as $$
@@ -72,7 +72,7 @@ create or replace function public.start_call(batch_id uuid, call_ids bigint[])
 returns setof bigint
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.start_call(private.find_batch_agency(batch_id), batch_id, call_ids)
 $$;

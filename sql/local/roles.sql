@@ -1,7 +1,7 @@
 -- What Supabase provides and a plain Postgres lacks: the roles that PostgREST and the
 -- functions act as. The login role "authenticator" owns nothing and inherits nothing: a
--- connection that forgets to choose a role can call no procedure. Needs a superuser, once
--- per cluster; safe to repeat, also by two migrations at once.
+-- connection that forgets to choose a role can call no procedure. Needs a superuser, once per
+-- cluster; safe to repeat by any owner of a database, also by two migrations at once.
 do $$
 declare
   v_role record;
@@ -23,5 +23,16 @@ begin
 end;
 $$;
 
-grant anon, authenticated, service_role to authenticator;
+do $$
+declare
+  v_role text;
+begin
+  foreach v_role in array array['anon', 'authenticated', 'service_role'] loop
+    if not pg_catalog.pg_has_role('authenticator', v_role, 'member') then
+      execute format('grant %I to authenticator', v_role);
+    end if;
+  end loop;
+end;
+$$;
+
 grant usage on schema public to anon, authenticated, service_role;

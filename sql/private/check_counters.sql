@@ -3,7 +3,7 @@
 create or replace function private.check_counters(p_batch_id uuid default null)
 returns table (agency_id uuid, batch_id uuid, counter text, stored bigint, counted bigint)
 language sql stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select b.agency_id, b.id, v.counter, v.stored, v.counted
     from public.call_batches b

@@ -12,7 +12,7 @@ create type private.actor as (
 create or replace function private.token_user_id()
 returns uuid
 language sql stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select case when s.sub ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$' then s.sub::uuid end
     from (select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub') as s (sub)
@@ -29,7 +29,7 @@ create or replace function private.current_actor()
 returns private.actor
 language plpgsql stable
 security definer  -- reads users, whoever asks
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor private.actor;
@@ -62,7 +62,7 @@ create or replace function private.current_agency_id()
 returns uuid
 language sql stable
 security definer  -- a policy on users cannot read users
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select u.agency_id from public.users u where u.id = private.token_user_id()
 $$;

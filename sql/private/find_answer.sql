@@ -4,7 +4,7 @@
 create or replace function private.find_answer(p_agency_id uuid, p_idempotency_key text, p_request jsonb)
 returns jsonb
 language plpgsql stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_event record;

@@ -5,7 +5,7 @@ create or replace function private.find_batch_agency(p_batch_id uuid)
 returns uuid
 language plpgsql stable
 security definer  -- looks at batches of every agency for a service or a console
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor    private.actor := private.current_actor();

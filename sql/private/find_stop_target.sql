@@ -10,7 +10,7 @@ create or replace function private.find_stop_target(p_batch_id text, p_user_id t
 returns private.stop_target
 language plpgsql stable
 security definer  -- looks at users and batches, of every agency for a service or a console
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan  -- by the agency's index for a user, without it for the others
 as $$
 declare

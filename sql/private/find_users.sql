@@ -4,7 +4,7 @@
 create or replace function private.find_users(p_actor private.actor, p_user_id text)
 returns uuid[]
 language plpgsql stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan  -- by the agency's index for a user, without it for the others
 as $$
 declare

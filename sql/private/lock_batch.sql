@@ -5,7 +5,7 @@
 create or replace function private.lock_batch(p_agency_id uuid, p_batch_id uuid)
 returns public.call_batches
 language plpgsql volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_batch public.call_batches;

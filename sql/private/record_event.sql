@@ -8,7 +8,7 @@ create or replace function private.record_event(
   p_idempotency_key text default null, p_request jsonb default null, p_response jsonb default null)
 returns void
 language plpgsql volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   insert into public.batch_events (

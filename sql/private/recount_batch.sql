@@ -4,7 +4,7 @@ create or replace function private.recount_batch(p_batch_id uuid)
 returns public.call_batches
 language plpgsql volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor     private.actor := private.require_service();

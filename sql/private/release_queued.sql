@@ -7,7 +7,7 @@ create or replace function private.release_queued(
   p_agency_id uuid, p_batch_id uuid, p_claim_cursor bigint, p_expired_at timestamptz)
 returns integer
 language plpgsql volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan  -- as in claim_batch
 set enable_seqscan = off
 as $$

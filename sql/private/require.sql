@@ -4,7 +4,7 @@
 create or replace function private.require_actor(p_agency_id uuid)
 returns private.actor
 language plpgsql stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor private.actor := private.current_actor();
@@ -29,7 +29,7 @@ comment on function private.require_actor(uuid) is 'The caller, of this agency o
 create or replace function private.is_agency_admin(p_actor private.actor)
 returns boolean
 language sql immutable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select p_actor.kind <> 'user' or coalesce(p_actor.role in ('agency_owner', 'agency_admin'), false)
 $$;
@@ -42,7 +42,7 @@ comment on function private.is_agency_admin(private.actor) is 'An owner or admin
 create or replace function private.require_admin(p_agency_id uuid)
 returns private.actor
 language plpgsql stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor private.actor := private.require_actor(p_agency_id);
@@ -62,7 +62,7 @@ comment on function private.require_admin(uuid) is 'The caller, an owner or admi
 create or replace function private.require_service()
 returns private.actor
 language plpgsql stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor private.actor := private.current_actor();

@@ -4,7 +4,7 @@
 create or replace function private.skip_remaining(p_agency_id uuid, p_batch_id uuid, p_notes text)
 returns integer
 language plpgsql volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 -- Whether to read the batch by its key or the whole table depends on its share of the table.
 set plan_cache_mode = force_custom_plan
 as $$

@@ -11,7 +11,8 @@ grant select on table public.agencies, public.users, public.call_batches, public
 -- Not the idempotency keys, nor what was asked and answered under them.
 grant select (agency_id, batch_id, id, created_at, action, actor_kind, actor_id, actor_role,
               on_behalf_of, from_status, to_status, contacts, reason, request_id)
-  on table public.batch_events to authenticated, service_role, lastcall_admin;
+  on table public.batch_events to authenticated, service_role;
+grant select on table public.batch_events to lastcall_admin;
 -- The backend brings agencies and people; batches in progress change by procedures alone.
 grant insert, update, delete on table public.agencies, public.users to service_role;
 grant insert on table public.call_batches to service_role;

@@ -3,7 +3,7 @@
 create view public.v_call_batch_summary with (security_invoker = true) as
 select b.agency_id, b.id, b.user_id, b.external_id, b.name, b.status,
        b.total_contacts, b.queued, b.in_progress, b.completed, b.failed, b.skipped,
-       coalesce(round(100.0 * (b.completed + b.failed + b.skipped) / nullif(b.total_contacts, 0), 1), 0)
+       coalesce(trunc(100.0 * (b.completed + b.failed + b.skipped) / nullif(b.total_contacts, 0), 1), 0)
          as progress_percentage,
        b.total_contacts - b.completed - b.failed - b.skipped as remaining_count,
        b.calls_per_minute, b.max_concurrent,

@@ -46,6 +46,7 @@ def test_recount_of_an_unknown_batch_is_refused_with_pt404(db: TestDatabase) -> 
         ({"pending": 3}, 0, 3),
         ({"completed": 400, "failed": 10, "in_progress": 5, "queued": 85, "pending": 500}, 41, 590),
         ({"completed": 1, "pending": 2}, 33.3, 2),
+        ({"completed": 9_999, "pending": 1}, 99.9, 1),
         ({"completed": 1, "skipped": 2, "in_progress": 1}, 75, 1),
     ],
 )

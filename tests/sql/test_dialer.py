@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 from uuid import UUID
 
@@ -214,6 +215,15 @@ def test_a_completed_call_completes_its_contact(db: TestDatabase) -> None:
     assert db.value("select carrier_call_id from calls where id = %s", started[0]) == "c-1"
 
 
+def test_a_carriers_fractions_of_a_second_are_rounded(db: TestDatabase) -> None:
+    batch = db.batch(db.agency())
+    db.contacts(batch, pending=2)
+    first, second = start(db, batch, claim(db))
+    assert finish(db, batch, [first], "completed", duration_seconds=12.7) == [first]
+    assert finish(db, batch, [second], "completed", duration_seconds=-3e12) == [second]
+    assert [row["duration_seconds"] for row in db.rows("select duration_seconds from calls order by id")] == [13, 0]
+
+
 def test_a_failed_call_with_attempts_left_comes_back_after_the_retry_delay(db: TestDatabase) -> None:
     batch = db.batch(db.agency(), retry_delay_seconds=3600)
     db.contacts(batch, pending=1)
@@ -279,7 +289,9 @@ def test_calls_in_progress_finish_in_a_batch_that_is_over_and_none_is_retried(db
 @pytest.mark.parametrize(
     "results",
     ["null", "{}", "[1]", '[{"status": "completed"}]', '[{"call_id": "1", "status": "completed"}]',
-     '[{"call_id": 1}]', '[{"call_id": 1, "status": "queued"}]'],
+     '[{"call_id": 1}]', '[{"call_id": 1, "status": "queued"}]', '[{"call_id": 1.5, "status": "completed"}]',
+     '[{"call_id": 1, "status": ["completed"]}]', '[[{"call_id": 1, "status": "completed"}]]',
+     '[{"call_id": 1, "status": "completed", "duration_seconds": "long"}]'],
 )  # fmt: skip
 def test_results_that_are_none_are_refused_with_pt400(db: TestDatabase, results: str) -> None:
     batch = db.batch(db.agency())
@@ -310,6 +322,20 @@ def test_a_queued_contact_without_a_lease_is_found(db: TestDatabase) -> None:
     db.contacts(batch, queued=3)
     assert db.value("select release_expired_leases()") == 3
     assert len(claim(db)) == 3
+
+
+def test_batches_with_wrong_counts_do_not_keep_others_from_their_release(db: TestDatabase) -> None:
+    agency = db.agency()
+    for _ in range(12):
+        db.contacts(db.batch(agency, queued=1), pending=1)
+    batch = db.batch(agency)
+    db.contacts(batch, pending=3)
+    claim(db, batch_id=batch)
+    db.rows("update calls set lease_expires_at = clock_timestamp()")
+    for _ in range(3):
+        db.rows("select release_expired_leases()")
+    assert db.statuses(batch) == {"pending": 3}
+    assert db.rows("select * from private.check_counters()") == [], "and are put right"
 
 
 def test_a_batch_that_somebody_holds_keeps_nobody_waiting(db: TestDatabase) -> None:
@@ -391,6 +417,36 @@ def test_a_contact_behind_the_claim_cursor_is_still_called(db: TestDatabase) -> 
     assert [row["phone_number"] for row in claim(db)] == ["+15559999999"]
 
 
+def test_a_batch_that_gets_contacts_while_it_is_looked_at_does_not_complete(db: TestDatabase) -> None:
+    batch = db.batch(db.agency())
+    db.contacts(batch, completed=1)
+    with db.connect() as adding:
+        adding.execute("begin")
+        adding.execute("lock table campaign_contacts in access exclusive mode")
+        looking = threading.Thread(target=db.rows, args=("select process_batches()",))
+        looking.start()
+        while not adding.execute("select from pg_locks where not granted").fetchall():
+            assert looking.is_alive()
+        adding.execute(
+            "insert into campaign_contacts (agency_id, batch_id, phone_number)"
+            " select agency_id, id, '+15550000009' from call_batches"
+        )
+        adding.execute("update call_batches set total_contacts = total_contacts + 1, next_claim_at = null")
+        adding.execute("commit")
+    looking.join()
+    assert db.batch_row(batch)["status"] == "processing"
+    for _ in range(2):
+        db.rows("select process_batches()")
+    assert len(claim(db)) == 1
+
+
+@pytest.mark.parametrize("number", [0, -1, 1001, None])
+def test_a_number_of_batches_out_of_range_is_refused_with_pt400(db: TestDatabase, number: int | None) -> None:
+    with pytest.raises(psycopg.Error) as refused:
+        db.rows("select process_batches(%s)", number)
+    assert refused.value.sqlstate == "PT400"
+
+
 def test_two_runs_at_once_start_each_batch_once(db: TestDatabase) -> None:
     batch = db.batch(db.agency(), status="pending")
     db.contacts(batch, pending=1)
@@ -433,7 +489,14 @@ def test_nothing_is_added_to_a_batch_that_is_over(db: TestDatabase, status: str)
     assert refused.value.sqlstate == "PT400"
 
 
-@pytest.mark.parametrize("contacts", ["null", "{}", "[1]", "[{}]", '[{"phone_number": 1}]'])
+@pytest.mark.parametrize(
+    "contacts",
+    ["null", "{}", "[1]", "[{}]", '[{"phone_number": 1}]', '[[{"phone_number": "+1"}]]',
+     '[{"phone_number": "+1", "custom_data": "{}"}]', '[{"phone_number": "+1", "custom_data": ["a"]}]',
+     '[{"phone_number": "+1", "max_attempts": 0}]', '[{"phone_number": "+1", "max_attempts": 1.5}]',
+     '[{"phone_number": "+1", "due_at": "soon"}]', '[{"phone_number": "+1", "due_at": "infinity"}]',
+     '[{"phone_number": "+1", "due_at": "2026-06-31T09:00:00Z"}]'],
+)  # fmt: skip
 def test_contacts_that_are_none_are_refused_with_pt400(db: TestDatabase, contacts: str) -> None:
     batch = db.batch(db.agency())
     with pytest.raises(psycopg.Error) as refused:

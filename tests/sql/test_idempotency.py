@@ -65,6 +65,15 @@ def test_the_same_key_with_another_request_is_refused_with_pt409(db: TestDatabas
     assert db.state() == before
 
 
+def test_another_form_of_the_same_id_is_another_request(db: TestDatabase) -> None:
+    user, batch = world(db)
+    db.rows("update call_batches set external_id = 'spring'")
+    ask(db, CALLS[1], user, batch, "key-1")
+    with pytest.raises(psycopg.Error) as refused:
+        ask(db, CALLS[1], user, "spring", "key-1")  # type: ignore[arg-type]
+    assert refused.value.sqlstate == "PT409"
+
+
 def test_a_key_belongs_to_one_agency(db: TestDatabase) -> None:
     for _ in range(2):
         user, batch = world(db)

@@ -12,10 +12,21 @@ exception when duplicate_object or unique_violation then
 end;
 $$;
 
-grant lastcall_admin to current_user;
+do $$
+begin
+  if not pg_catalog.pg_has_role(current_user, 'lastcall_admin', 'usage') then
+    grant lastcall_admin to current_user;
+  end if;
+exception when insufficient_privilege then
+  raise exception 'another owner made lastcall_admin in this cluster: have a superuser grant it to %', current_user;
+end;
+$$;
 grant usage on schema public to lastcall_admin;
 
--- The core. Nothing in it is exposed by PostgREST; each function names who may execute it.
+-- The core. Nothing in it is exposed by PostgREST; each function names who may execute it, and
+-- its search_path with pg_temp last: where that is not named, PostgreSQL looks for types in
+-- the caller's temporary schema first, and a domain made there would run the caller's code as
+-- the definer.
 create schema if not exists private;
 revoke all on schema private from public;
 grant usage on schema private to authenticated, service_role, lastcall_admin;
@@ -253,7 +264,7 @@ comment on column public.batch_events.response is 'With an idempotency key: what
 create view public.v_call_batch_summary with (security_invoker = true) as
 select b.agency_id, b.id, b.user_id, b.external_id, b.name, b.status,
        b.total_contacts, b.queued, b.in_progress, b.completed, b.failed, b.skipped,
-       coalesce(round(100.0 * (b.completed + b.failed + b.skipped) / nullif(b.total_contacts, 0), 1), 0)
+       coalesce(trunc(100.0 * (b.completed + b.failed + b.skipped) / nullif(b.total_contacts, 0), 1), 0)
          as progress_percentage,
        b.total_contacts - b.completed - b.failed - b.skipped as remaining_count,
        b.calls_per_minute, b.max_concurrent,
@@ -277,7 +288,7 @@ create type private.actor as (
 create or replace function private.token_user_id()
 returns uuid
 language sql stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select case when s.sub ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$' then s.sub::uuid end
     from (select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub') as s (sub)
@@ -294,7 +305,7 @@ create or replace function private.current_actor()
 returns private.actor
 language plpgsql stable
 security definer  -- reads users, whoever asks
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor private.actor;
@@ -327,7 +338,7 @@ create or replace function private.current_agency_id()
 returns uuid
 language sql stable
 security definer  -- a policy on users cannot read users
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select u.agency_id from public.users u where u.id = private.token_user_id()
 $$;
@@ -350,7 +361,8 @@ grant select on table public.agencies, public.users, public.call_batches, public
 -- Not the idempotency keys, nor what was asked and answered under them.
 grant select (agency_id, batch_id, id, created_at, action, actor_kind, actor_id, actor_role,
               on_behalf_of, from_status, to_status, contacts, reason, request_id)
-  on table public.batch_events to authenticated, service_role, lastcall_admin;
+  on table public.batch_events to authenticated, service_role;
+grant select on table public.batch_events to lastcall_admin;
 -- The backend brings agencies and people; batches in progress change by procedures alone.
 grant insert, update, delete on table public.agencies, public.users to service_role;
 grant insert on table public.call_batches to service_role;
@@ -393,7 +405,7 @@ create policy every_agency on public.batch_events for select to lastcall_admin u
 create or replace function private.require_actor(p_agency_id uuid)
 returns private.actor
 language plpgsql stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor private.actor := private.current_actor();
@@ -418,7 +430,7 @@ comment on function private.require_actor(uuid) is 'The caller, of this agency o
 create or replace function private.is_agency_admin(p_actor private.actor)
 returns boolean
 language sql immutable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select p_actor.kind <> 'user' or coalesce(p_actor.role in ('agency_owner', 'agency_admin'), false)
 $$;
@@ -431,7 +443,7 @@ comment on function private.is_agency_admin(private.actor) is 'An owner or admin
 create or replace function private.require_admin(p_agency_id uuid)
 returns private.actor
 language plpgsql stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor private.actor := private.require_actor(p_agency_id);
@@ -451,7 +463,7 @@ comment on function private.require_admin(uuid) is 'The caller, an owner or admi
 create or replace function private.require_service()
 returns private.actor
 language plpgsql stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor private.actor := private.current_actor();
@@ -475,7 +487,7 @@ create or replace function private.find_batch_agency(p_batch_id uuid)
 returns uuid
 language plpgsql stable
 security definer  -- looks at batches of every agency for a service or a console
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor    private.actor := private.current_actor();
@@ -513,7 +525,7 @@ comment on function private.find_batch_agency(uuid) is 'Which agency''s batch is
 create or replace function private.lock_batch(p_agency_id uuid, p_batch_id uuid)
 returns public.call_batches
 language plpgsql volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_batch public.call_batches;
@@ -544,7 +556,7 @@ create or replace function private.record_event(
   p_idempotency_key text default null, p_request jsonb default null, p_response jsonb default null)
 returns void
 language plpgsql volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   insert into public.batch_events (
@@ -580,7 +592,7 @@ comment on function private.record_event(
 create or replace function private.find_answer(p_agency_id uuid, p_idempotency_key text, p_request jsonb)
 returns jsonb
 language plpgsql stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_event record;
@@ -613,7 +625,7 @@ comment on function private.find_answer(uuid, text, jsonb) is 'The first answer 
 create or replace function private.skip_remaining(p_agency_id uuid, p_batch_id uuid, p_notes text)
 returns integer
 language plpgsql volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 -- Whether to read the batch by its key or the whole table depends on its share of the table.
 set plan_cache_mode = force_custom_plan
 as $$
@@ -645,7 +657,7 @@ create or replace function private.release_queued(
   p_agency_id uuid, p_batch_id uuid, p_claim_cursor bigint, p_expired_at timestamptz)
 returns integer
 language plpgsql volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan  -- as in claim_batch
 set enable_seqscan = off
 as $$
@@ -697,7 +709,7 @@ comment on function private.release_queued(uuid, uuid, bigint, timestamptz) is '
 create or replace function private.find_users(p_actor private.actor, p_user_id text)
 returns uuid[]
 language plpgsql stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan  -- by the agency's index for a user, without it for the others
 as $$
 declare
@@ -737,7 +749,7 @@ create or replace function private.find_stop_target(p_batch_id text, p_user_id t
 returns private.stop_target
 language plpgsql stable
 security definer  -- looks at users and batches, of every agency for a service or a console
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan  -- by the agency's index for a user, without it for the others
 as $$
 declare
@@ -790,7 +802,7 @@ comment on function private.find_stop_target(text, text) is 'Which batch, and wh
 create or replace function private.iso_timestamp(p_time timestamptz)
 returns text
 language sql immutable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select to_char(p_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
 $$;
@@ -804,7 +816,7 @@ comment on function private.iso_timestamp(timestamptz) is 'A time as JSON APIs w
 create or replace function private.check_counters(p_batch_id uuid default null)
 returns table (agency_id uuid, batch_id uuid, counter text, stored bigint, counted bigint)
 language sql stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select b.agency_id, b.id, v.counter, v.stored, v.counted
     from public.call_batches b
@@ -841,7 +853,7 @@ create or replace function private.recount_batch(p_batch_id uuid)
 returns public.call_batches
 language plpgsql volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor     private.actor := private.require_service();
@@ -894,7 +906,7 @@ create or replace function private.cancel_batch(
 returns public.cancel_batch_result
 language plpgsql volatile
 security definer  -- callers hold no table grants; this is their only door
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor   private.actor := private.require_admin(p_agency_id);
@@ -939,11 +951,11 @@ comment on function private.cancel_batch(uuid, uuid, text, text) is 'public.canc
 -- idempotency_key: a repeat with the same key and arguments gets the first answer again.
 -- reason: kept in the audit trail.
 create or replace function public.cancel_batch(
-  batch_id uuid, idempotency_key text default null, reason text default null)
+  batch_id uuid default null, idempotency_key text default null, reason text default null)
 returns public.cancel_batch_result
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.cancel_batch(private.find_batch_agency(batch_id), batch_id, idempotency_key, reason)
 $$;
@@ -975,13 +987,13 @@ create or replace function private.stop_batch(
 returns public.stop_batch_result
 language plpgsql volatile
 security definer  -- callers hold no table grants; this is their only door
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor   private.actor := private.require_actor(p_agency_id);
   v_batch   public.call_batches;
   v_request jsonb := jsonb_build_object(
-    'procedure', 'stop_batch', 'batch_id', p_batch_id, 'user_id', p_user_id,
+    'procedure', 'stop_batch', 'given_id', p_given_id, 'batch_id', p_batch_id, 'user_id', p_user_id,
     'skip_remaining', p_skip_remaining, 'reason', p_reason, 'actor', v_actor.id);
   v_answer  jsonb;
   v_result  public.stop_batch_result;
@@ -1037,12 +1049,12 @@ comment on function private.stop_batch(uuid, uuid, uuid, text, boolean, text, te
 -- idempotency_key: a repeat with the same key and arguments gets the first answer again.
 -- reason: kept in the audit trail.
 create or replace function public.stop_batch(
-  batch_id text, user_id text default null, skip_remaining boolean default false,
+  batch_id text default null, user_id text default null, skip_remaining boolean default false,
   idempotency_key text default null, reason text default null)
 returns public.stop_batch_result
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.stop_batch(
            t.agency_id, t.batch_id, t.user_id, $1, coalesce(skip_remaining, false), idempotency_key, reason)
@@ -1074,7 +1086,7 @@ create or replace function private.pause_batch(
 returns public.pause_batch_result
 language plpgsql volatile
 security definer  -- callers hold no table grants; this is their only door
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor    private.actor := private.require_admin(p_agency_id);
@@ -1118,11 +1130,11 @@ comment on function private.pause_batch(uuid, uuid, text, text) is 'public.pause
 -- idempotency_key: a repeat with the same key and arguments gets the first answer again.
 -- reason: kept in the audit trail.
 create or replace function public.pause_batch(
-  batch_id uuid, idempotency_key text default null, reason text default null)
+  batch_id uuid default null, idempotency_key text default null, reason text default null)
 returns public.pause_batch_result
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.pause_batch(private.find_batch_agency(batch_id), batch_id, idempotency_key, reason)
 $$;
@@ -1150,7 +1162,7 @@ create or replace function private.resume_batch(
 returns public.resume_batch_result
 language plpgsql volatile
 security definer  -- callers hold no table grants; this is their only door
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor   private.actor := private.require_admin(p_agency_id);
@@ -1202,11 +1214,11 @@ comment on function private.resume_batch(uuid, uuid, text, text) is 'public.resu
 -- idempotency_key: a repeat with the same key and arguments gets the first answer again.
 -- reason: kept in the audit trail.
 create or replace function public.resume_batch(
-  batch_id uuid, idempotency_key text default null, reason text default null)
+  batch_id uuid default null, idempotency_key text default null, reason text default null)
 returns public.resume_batch_result
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.resume_batch(private.find_batch_agency(batch_id), batch_id, idempotency_key, reason)
 $$;
@@ -1230,7 +1242,7 @@ create or replace function private.list_user_batches(
 returns jsonb
 language plpgsql stable
 security definer  -- looks at users, and for a service or a console at every agency
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan
 as $$
 declare
@@ -1303,11 +1315,11 @@ grant  execute on function private.list_user_batches(text, integer, integer, tex
 comment on function private.list_user_batches(text, integer, integer, text) is 'public.list_user_batches.';
 
 create or replace function public.list_user_batches(
-  user_id text, page integer default 1, page_size integer default 10, search text default null)
+  user_id text default null, page integer default 1, page_size integer default 10, search text default null)
 returns jsonb
 language sql stable
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.list_user_batches(user_id, page, page_size, search)
 $$;
@@ -1328,7 +1340,7 @@ create or replace function private.add_contacts(p_agency_id uuid, p_batch_id uui
 returns integer
 language plpgsql volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor private.actor := private.require_service();
@@ -1336,9 +1348,14 @@ declare
   v_now   timestamptz;
   v_added integer;
 begin
-  if jsonb_typeof(p_contacts) is distinct from 'array'
-     or jsonb_path_exists(p_contacts, '$[*] ? (!(@.phone_number.type() == "string"))') then
-    raise sqlstate 'PT400' using message = 'contacts must be an array of objects with a phone_number',
+  if jsonb_typeof(p_contacts) is distinct from 'array' or exists (
+       select from jsonb_array_elements(p_contacts) as g (contact)
+        where jsonb_typeof(g.contact) <> 'object'
+           or jsonb_typeof(g.contact -> 'phone_number') is distinct from 'string'
+           or jsonb_typeof(g.contact -> 'custom_data') not in ('object', 'null')
+           or g.contact ->> 'max_attempts' !~ '^[1-9]\d{0,3}$'
+           or g.contact ->> 'due_at' !~ '^\d{4}-\d\d-\d\d[T ]\d\d:\d\d') then
+    raise sqlstate 'PT400' using message = 'contacts must be an array of objects with a phone_number and, if given, custom_data (object), max_attempts (1 to 9999), due_at (ISO 8601)',
       detail = '{"code": "contacts_invalid"}';
   end if;
 
@@ -1349,24 +1366,28 @@ begin
       detail = format('{"code": "batch_already_%s"}', v_batch.status);
   end if;
 
-  -- Numbered before the insert, so that each one's data finds it.
-  with given as materialized (
-    select nextval(pg_get_serial_sequence('public.campaign_contacts', 'id')) as id, g.contact
-      from jsonb_array_elements(p_contacts) with ordinality as g (contact, place)
-     order by g.place),
-  added as (
-    insert into public.campaign_contacts (agency_id, batch_id, id, phone_number, max_attempts, status, due_at)
-    select p_agency_id, p_batch_id, g.id, g.contact ->> 'phone_number',
-           coalesce((g.contact ->> 'max_attempts')::smallint, 3),
-           case when g.contact ->> 'due_at' is null then 'pending' else 'scheduled' end::public.contact_status,
-           (g.contact ->> 'due_at')::timestamptz
-      from given g),
-  added_data as (
-    insert into public.contact_data (agency_id, batch_id, contact_id, custom_data)
-    select p_agency_id, p_batch_id, g.id, g.contact -> 'custom_data'
-      from given g
-     where jsonb_typeof(g.contact -> 'custom_data') = 'object' and g.contact -> 'custom_data' <> '{}')
-  select count(*)::integer into v_added from given;
+  begin
+    -- Numbered before the insert, so that each one's data finds it.
+    with given as materialized (
+      select nextval(pg_get_serial_sequence('public.campaign_contacts', 'id')) as id, g.contact
+        from jsonb_array_elements(p_contacts) with ordinality as g (contact, place)
+       order by g.place),
+    added as (
+      insert into public.campaign_contacts (agency_id, batch_id, id, phone_number, max_attempts, status, due_at)
+      select p_agency_id, p_batch_id, g.id, g.contact ->> 'phone_number',
+             coalesce((g.contact ->> 'max_attempts')::smallint, 3),
+             case when g.contact ->> 'due_at' is null then 'pending' else 'scheduled' end::public.contact_status,
+             (g.contact ->> 'due_at')::timestamptz
+        from given g),
+    added_data as (
+      insert into public.contact_data (agency_id, batch_id, contact_id, custom_data)
+      select p_agency_id, p_batch_id, g.id, g.contact -> 'custom_data'
+        from given g
+       where jsonb_typeof(g.contact -> 'custom_data') = 'object' and g.contact -> 'custom_data' <> '{}')
+    select count(*)::integer into v_added from given;
+  exception when data_exception then  -- a time that is none, such as the 31st of June
+    raise sqlstate 'PT400' using message = 'due_at must be a time', detail = '{"code": "contacts_invalid"}';
+  end;
 
   update public.call_batches b
      set total_contacts = b.total_contacts + v_added,
@@ -1386,7 +1407,7 @@ create or replace function public.add_contacts(batch_id uuid, contacts jsonb)
 returns integer
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.add_contacts(private.find_batch_agency(batch_id), batch_id, contacts)
 $$;
@@ -1416,7 +1437,7 @@ create or replace function private.claim_batch(
   p_agency_id uuid, p_batch_id uuid, p_max_contacts integer, p_lease_seconds integer)
 returns setof public.claimed_contact
 language plpgsql volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 -- Plans that are right for any batch. What statistics suggest is not, when they are of an empty
 -- table or do not know this batch: then each call would read all of it.
 set plan_cache_mode = force_generic_plan
@@ -1542,7 +1563,7 @@ create or replace function private.claim_contacts(p_max_contacts integer, p_leas
 returns setof public.claimed_contact
 language plpgsql volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan  -- as in claim_batch
 set enable_seqscan = off
 as $$
@@ -1565,6 +1586,7 @@ begin
        and (b.max_concurrent is null or b.queued + b.in_progress < b.max_concurrent)
        and (p_batch_id is null or b.id = p_batch_id)
      order by b.last_claimed_at nulls first, b.created_at
+     limit 50  -- those that turn out to have reached their rate stay locked until the claim commits
   loop
     return query select * from private.claim_batch(v_batch.agency_id, v_batch.id, p_max_contacts, p_lease_seconds);
     exit when found;
@@ -1581,7 +1603,7 @@ create or replace function public.claim_contacts(
 returns setof public.claimed_contact
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select * from private.claim_contacts(max_contacts, lease_seconds, batch_id)
 $$;
@@ -1601,7 +1623,7 @@ create or replace function private.start_call(p_agency_id uuid, p_batch_id uuid,
 returns setof bigint
 language plpgsql volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan  -- as in claim_batch
 set enable_seqscan = off
 as $$
@@ -1666,7 +1688,7 @@ create or replace function public.start_call(batch_id uuid, call_ids bigint[])
 returns setof bigint
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.start_call(private.find_batch_agency(batch_id), batch_id, call_ids)
 $$;
@@ -1689,7 +1711,7 @@ create or replace function private.finish_call(p_agency_id uuid, p_batch_id uuid
 returns setof bigint
 language plpgsql volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan  -- as in claim_batch
 set enable_seqscan = off
 as $$
@@ -1705,9 +1727,15 @@ declare
   v_retried   integer := 0;
 begin
   perform private.require_service();
-  if jsonb_typeof(p_results) is distinct from 'array' or jsonb_path_exists(
-       p_results, '$[*] ? (!(@.call_id.type() == "number") || !(@.status == "completed" || @.status == "failed"))') then
-    raise sqlstate 'PT400' using message = 'results must be an array of objects with call_id and status completed or failed',
+  if jsonb_typeof(p_results) is distinct from 'array' or exists (
+       select from jsonb_array_elements(p_results) as r (result)
+        where jsonb_typeof(r.result) <> 'object'
+           or jsonb_typeof(r.result -> 'call_id') is distinct from 'number'
+           or r.result ->> 'call_id' !~ '^\d{1,18}$'
+           or jsonb_typeof(r.result -> 'status') is distinct from 'string'
+           or r.result ->> 'status' not in ('completed', 'failed')
+           or jsonb_typeof(r.result -> 'duration_seconds') not in ('number', 'null')) then
+    raise sqlstate 'PT400' using message = 'results must be an array of objects with a call_id, a status completed or failed, and numbers as durations',
       detail = '{"code": "results_invalid"}';
   end if;
 
@@ -1715,9 +1743,10 @@ begin
   v_now := clock_timestamp();
   v_retry_at := v_now + make_interval(secs => v_batch.retry_delay_seconds);
   for v_result in
-    select *
+    select r.call_id, r.status, r.outcome, r.carrier_call_id, r.notes,
+           least(greatest(round(r.duration_seconds), 0), 2147483647)::integer as duration_seconds
       from jsonb_to_recordset(p_results) as r (
-        call_id bigint, status public.call_status, outcome text, duration_seconds integer,
+        call_id bigint, status public.call_status, outcome text, duration_seconds numeric,
         carrier_call_id text, notes text)
   loop
     update public.calls c
@@ -1770,7 +1799,7 @@ create or replace function public.finish_call(batch_id uuid, results jsonb)
 returns setof bigint
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.finish_call(private.find_batch_agency(batch_id), batch_id, results)
 $$;
@@ -1786,7 +1815,7 @@ comment on function public.finish_call(uuid, jsonb) is 'Record the results of ca
 create or replace function private.release_batch_leases(p_agency_id uuid, p_batch_id uuid)
 returns integer
 language plpgsql volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_batch    public.call_batches;
@@ -1808,9 +1837,10 @@ begin
    where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.status = 'queued';
   v_released := private.release_queued(p_agency_id, p_batch_id, v_batch.claim_cursor,
     case when v_leases = 0 then 'infinity' else v_now end);
-  if v_released > 0 then
+  if v_released > 0 or v_leases = 0 then
     update public.call_batches b
-       set queued = b.queued - v_released,
+       -- Without a lease none is queued any more, whatever was counted: do not come back for it.
+       set queued = case when v_leases = 0 then 0 else b.queued - v_released end,
            next_claim_at = least(b.next_claim_at, v_now)
      where b.agency_id = p_agency_id and b.id = p_batch_id;
   end if;
@@ -1828,7 +1858,7 @@ create or replace function private.release_expired_leases()
 returns integer
 language plpgsql volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_now      timestamptz := clock_timestamp();
@@ -1861,7 +1891,7 @@ create or replace function public.release_expired_leases()
 returns integer
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.release_expired_leases()
 $$;
@@ -1878,7 +1908,7 @@ create type public.process_batches_result as (batches_started integer, batches_c
 create or replace function private.has_nothing_left(p_batch public.call_batches)
 returns boolean
 language sql immutable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select p_batch.status = 'processing' and p_batch.queued <= 0 and p_batch.in_progress <= 0
      and (p_batch.completed + p_batch.failed + p_batch.skipped >= p_batch.total_contacts
@@ -1896,12 +1926,16 @@ comment on function private.has_nothing_left(public.call_batches) is 'Whether a 
 create or replace function private.complete_batch(p_agency_id uuid, p_batch_id uuid, p_actor private.actor)
 returns boolean
 language plpgsql volatile
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_batch public.call_batches;
+  v_total integer;
   v_open  bigint;
 begin
+  select b.total_contacts into v_total
+    from public.call_batches b
+   where b.agency_id = p_agency_id and b.id = p_batch_id;
   select min(c.id) into v_open
     from public.campaign_contacts c
    where c.agency_id = p_agency_id and c.batch_id = p_batch_id
@@ -1910,6 +1944,7 @@ begin
   select b.* into v_batch
     from public.call_batches b
    where b.agency_id = p_agency_id and b.id = p_batch_id and private.has_nothing_left(b)
+     and b.total_contacts = v_total  -- none was added meanwhile
      for no key update skip locked;
   if not found then
     return false;
@@ -1937,12 +1972,13 @@ comment on function private.complete_batch(uuid, uuid, private.actor) is 'Comple
 -- Move batches along: those with nothing left to call are completed; those that are due
 -- (pending or scheduled, with contacts, and scheduled_for past or null) start processing,
 -- oldest first. Run it every few seconds; safe when two run at once.
--- max_batches: the most that one run completes, and the most that it starts. Raises PT401, PT403 (not a service or console).
+-- max_batches: the most that one run completes, and the most that it starts, 1 to 1000.
+-- Raises PT401, PT403 (not a service or console), PT400 (a number out of range).
 create or replace function private.process_batches(p_max_batches integer)
 returns public.process_batches_result
 language plpgsql volatile
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_actor  private.actor := private.require_service();
@@ -1951,6 +1987,11 @@ declare
   v_live   record;
   v_batch  public.call_batches;
 begin
+  if p_max_batches is null or p_max_batches not between 1 and 1000 then
+    raise sqlstate 'PT400' using message = 'max_batches must be 1 to 1000',
+      detail = '{"code": "max_batches_out_of_range"}';
+  end if;
+
   for v_live in
     select b.agency_id, b.id
       from public.call_batches b
@@ -1990,7 +2031,7 @@ create or replace function public.process_batches(max_batches integer default 10
 returns public.process_batches_result
 language sql volatile
 security invoker
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select private.process_batches(max_batches)
 $$;
