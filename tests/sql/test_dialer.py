@@ -418,12 +418,18 @@ def test_a_contact_behind_the_claim_cursor_is_still_called(db: TestDatabase) -> 
 
 
 def test_a_batch_that_gets_contacts_while_it_is_looked_at_does_not_complete(db: TestDatabase) -> None:
-    batch = db.batch(db.agency())
+    batch = db.batch(db.agency(), next_claim_at=None)
     db.contacts(batch, completed=1)
+    # The same, but it waits for us after the contacts were read and before the batch is taken.
+    db.rows(
+        "create or replace function private.has_nothing_left(p_batch call_batches) returns boolean language plpgsql"
+        " as $$ begin perform pg_advisory_xact_lock(7); return p_batch.next_claim_at is null; end $$"
+    )
+    complete = "select private.complete_batch(agency_id, id, private.current_actor()) from call_batches"
     with db.connect() as adding:
         adding.execute("begin")
-        adding.execute("lock table campaign_contacts in access exclusive mode")
-        looking = threading.Thread(target=db.rows, args=("select process_batches()",))
+        adding.execute("select pg_advisory_xact_lock(7)")
+        looking = threading.Thread(target=db.rows, args=(complete,))
         looking.start()
         while not adding.execute("select from pg_locks where not granted").fetchall():
             assert looking.is_alive()
@@ -431,13 +437,12 @@ def test_a_batch_that_gets_contacts_while_it_is_looked_at_does_not_complete(db: 
             "insert into campaign_contacts (agency_id, batch_id, phone_number)"
             " select agency_id, id, '+15550000009' from call_batches"
         )
-        adding.execute("update call_batches set total_contacts = total_contacts + 1, next_claim_at = null")
+        adding.execute("update call_batches set total_contacts = total_contacts + 1")
         adding.execute("commit")
     looking.join()
     assert db.batch_row(batch)["status"] == "processing"
-    for _ in range(2):
-        db.rows("select process_batches()")
-    assert len(claim(db)) == 1
+    db.rows(complete)
+    assert len(claim(db)) == 1, "and finds them the next time"
 
 
 @pytest.mark.parametrize("number", [0, -1, 1001, None])
