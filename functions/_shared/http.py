@@ -21,6 +21,10 @@ Handler = Callable[[Request], Awaitable[Response]]
 ErrorBody = Callable[[FunctionError], dict[str, Any]]
 T = TypeVar("T")
 
+# Of a body over the limit, so much is read and forgotten: who is still sending when the connection is
+# closed may never see the reply.
+_PASSED_OVER_BYTES = 1 << 25
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _CORS = {
     "Access-Control-Allow-Origin": "*",
@@ -92,12 +96,17 @@ async def read_body(request: Request, type_: type[T]) -> T:
     """The request's JSON body as type_. Raises 413 (over the limit) and 400 (not such an object)."""
     limit: int = request.app.state.settings.max_body_bytes
     body = bytearray()
+    size = 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            # Or the server would go on to read what is left of it.
-            close = {"Connection": "close"} if request.scope["http_version"].startswith("1") else {}
-            raise FunctionError(413, "body_too_large", f"Body must have at most {limit} bytes", close)
+        size += len(chunk)
+        if size <= limit:
+            body += chunk
+        elif size > limit + _PASSED_OVER_BYTES:
+            break
+    if size > limit:
+        # Or the server would go on to read what is left of it.
+        close = {"Connection": "close"} if request.scope["http_version"].startswith("1") else {}
+        raise FunctionError(413, "body_too_large", f"Body must have at most {limit} bytes", close)
     try:
         return msgspec.json.decode(body, type=type_)
     except msgspec.ValidationError as error:

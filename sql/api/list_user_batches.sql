@@ -8,7 +8,7 @@
 -- Contract: GET /api/call/batches/{userId}; an owner or admin may look at any user of the agency.
 create or replace function private.list_user_batches(
   p_user_id text, p_page integer, p_page_size integer, p_search text)
-returns jsonb
+returns json
 language plpgsql stable
 security definer  -- looks at users, and for a service or a console at every agency
 set search_path = pg_catalog, pg_temp
@@ -18,7 +18,7 @@ declare
   v_actor   private.actor := private.current_actor();
   v_users   uuid[];
   v_total   integer;
-  v_batches jsonb;
+  v_batches json;
 begin
   if coalesce(p_user_id, '') = '' then
     raise sqlstate 'PT400' using message = 'userId is required',
@@ -48,8 +48,8 @@ begin
         or strpos(lower(m.name), lower(p_search)) > 0
         or m.queue_status = lower(p_search))
   select count(*)::integer,
-         coalesce(jsonb_agg(
-           jsonb_build_object(
+         coalesce(json_agg(
+           json_build_object(
              '_id', coalesce(f.external_id, f.id::text),
              'batchName', f.name,
              'totalCalls', f.total_contacts,
@@ -69,9 +69,9 @@ begin
       detail = '{"code": "batch_not_found"}';
   end if;
 
-  return jsonb_build_object(
+  return json_build_object(
     'batches', v_batches,
-    'pagination', jsonb_build_object(
+    'pagination', json_build_object(
       'total', v_total,
       'page', p_page,
       'limit', p_page_size,
@@ -85,7 +85,7 @@ comment on function private.list_user_batches(text, integer, integer, text) is '
 
 create or replace function public.list_user_batches(
   user_id text default null, page integer default 1, page_size integer default 10, search text default null)
-returns jsonb
+returns json
 language sql stable
 security invoker
 set search_path = pg_catalog, pg_temp

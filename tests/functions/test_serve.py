@@ -439,3 +439,17 @@ def test_what_is_no_command_ends_with_status_2(own_folder: Path, command: list[s
     done = lastcall(*command, folder=own_folder)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
+
+
+def test_only_its_user_may_connect_to_the_embedded_postgres(server: PostgresServer) -> None:
+    socket_file = next(server.folder.glob(".s.PGSQL.*[0-9]"))
+    assert stat.S_IMODE(socket_file.stat().st_mode) == 0o700
+
+
+def test_any_asgi_server_gets_the_app_and_its_json_log() -> None:
+    script = (
+        "import logging, functions.app as f; f.app; print(type(logging.getLogger().handlers[0].formatter).__name__)"
+    )
+    env = {**os.environ, "DATABASE_URL": "postgresql:///none", "SUPABASE_JWT_SECRET": "x" * 32}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "JsonFormatter\n"

@@ -138,3 +138,20 @@ def test_a_hosted_projects_owner_migrates_without_being_a_superuser(server: Post
             connection.execute("drop role hosted_owner")
             connection.execute("alter role lastcall_admin_of_others rename to lastcall_admin")
             connection.execute("drop role supabase_admin")
+
+
+@pytest.mark.usefixtures("template")
+def test_any_owner_migrates_where_a_superuser_has_made_the_roles(server: PostgresServer) -> None:
+    with psycopg.connect(server.uri(), autocommit=True) as connection:
+        connection.execute("create role plain_owner login")
+        connection.execute("create database plain owner plain_owner")
+        try:
+            uri = server.uri("plain", "plain_owner")
+            with pytest.raises(psycopg.Error, match="have a superuser grant it to plain_owner"):
+                migrate(uri)
+            connection.execute("grant lastcall_admin to plain_owner")
+            assert migrate(uri) == [path.stem for path in sorted(MIGRATIONS.glob("*.sql"))]
+            assert migrate(uri) == []
+        finally:
+            connection.execute("drop database plain with (force)")
+            connection.execute("drop role plain_owner")
