@@ -184,12 +184,12 @@ def test_a_batch_that_nobody_cancelled_does_not_hold(db: TestDatabase) -> None:
     assert not story.verdict().holds
 
 
-def test_trying_whether_a_stopped_batch_can_be_started_again_changes_nothing(db: TestDatabase) -> None:
+def test_trying_whether_a_stopped_batch_can_be_resumed_changes_nothing(db: TestDatabase) -> None:
     story = tell(db, "stopped")
     before = db.state()
     console = SqlConsole(db.uri)
     try:
-        assert console.claimable_when_started_again(story.batch) == 20
+        assert console.claimable_when_resumed(story.batch) == 20
     finally:
         console.close()
     assert db.state() == before
