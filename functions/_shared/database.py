@@ -1,4 +1,4 @@
-"""Call one stored procedure as the caller, in one round trip. The only module that speaks SQL.
+"""Call one stored procedure as the caller, in one round trip. No function speaks SQL but here.
 
 Two transports answer alike: Postgres itself, and PostgREST. What a procedure refuses (sqlstate
 PTxyz, made in SQL) becomes a FunctionError with HTTP status xyz.

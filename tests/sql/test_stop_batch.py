@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -216,13 +217,16 @@ def test_at_the_sql_console_too_a_given_user_must_be_the_batchs(db: TestDatabase
     assert db.row("select * from stop_batch(%s, %s)", str(batch), str(owner))["status"] == "stopped"
 
 
-def test_a_failed_call_is_not_retried_when_the_batch_was_ended_early(db: TestDatabase) -> None:
+@pytest.mark.parametrize("added", [0, 1])
+def test_a_failed_call_is_not_retried_when_the_batch_was_ended_early(db: TestDatabase, added: int) -> None:
     batch = db.batch(db.agency())
     db.contacts(batch, pending=2)
     db.rows("select start_call(%s, array_agg(call_id)) from claim_contacts(1)", batch)
     db.rows("select * from stop_batch(%s, skip_remaining => true)", str(batch))
+    # Not even when contacts were added since: only resuming the batch undoes its end.
+    db.rows("select add_contacts(%s, %s)", batch, json.dumps([{"phone_number": "+15550000009"}] * added))
     db.rows(
         "select finish_call(%s, jsonb_agg(jsonb_build_object('call_id', id, 'status', 'failed'))) from calls",
         batch,
     )
-    assert db.statuses(batch) == {"failed": 1, "skipped": 1}
+    assert db.statuses(batch) == {"failed": 1, "skipped": 1} | ({"pending": added} if added else {})

@@ -1391,7 +1391,6 @@ begin
 
   update public.call_batches b
      set total_contacts = b.total_contacts + v_added,
-         skip_remaining = false,
          next_claim_at = least(b.next_claim_at, v_now)
    where b.agency_id = p_agency_id and b.id = p_batch_id;
   perform private.record_event(p_agency_id, v_batch, v_actor, 'add_contacts', v_batch.status, v_added);
