@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import re
 import time
 from typing import Any
@@ -164,15 +165,40 @@ def _unauthorized(message: str) -> FunctionError:
     return FunctionError(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
 
 
-async def verify_jwt(request: Request) -> Caller:
-    """The signed-in user who sent the request. Raises 401 (no valid user token), 503 (the keys
-    that verify it are out of reach)."""
+def _bearer(request: Request) -> str:
     authorization = request.headers.get("authorization")
     if authorization is None:
         raise _unauthorized("Missing authorization header")
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise _unauthorized("Invalid authorization header")
-    claims = await request.app.state.verifier.verify(token.strip())
+    return token.strip()
+
+
+async def verify_jwt(request: Request) -> Caller:
+    """The signed-in user who sent the request. Raises 401 (no valid user token), 503 (the keys
+    that verify it are out of reach)."""
+    token = _bearer(request)
+    claims = await request.app.state.verifier.verify(token)
     request.state.user_id = claims["sub"]
-    return Caller("authenticated", claims, token.strip(), request.state.request_id)
+    return Caller("authenticated", claims, token, request.state.request_id)
+
+
+def verify_service(request: Request) -> Caller:
+    """The service itself, such as cron: whoever sends one of the settings' secrets as Bearer. Raises 401."""
+    settings: Settings = request.app.state.settings
+    token = _bearer(request)
+    # Each is compared, and in a time that tells nothing of how much of it was right.
+    known = [
+        hmac.compare_digest(token.encode(), secret.encode())
+        for secret in (settings.secret_key, settings.cron_secret)
+        if secret
+    ]
+    if not any(known):
+        raise _unauthorized("Not a secret of the service")
+    return service(settings, request.state.request_id)
+
+
+def service(settings: Settings, request_id: str = "") -> Caller:
+    """The service itself, as a caller."""
+    return Caller("service_role", {"role": "service_role"}, settings.secret_key or "", request_id)

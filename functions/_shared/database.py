@@ -150,6 +150,8 @@ class PostgresDatabase:
 
 def _as_json(value: Any) -> Any:
     """Objects and lists of objects are jsonb; lists of numbers or strings are arrays."""
+    if isinstance(value, msgspec.Raw):
+        return bytes(value).decode()  # JSON as it came: not taken apart on its way
     is_json = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
     return Jsonb(value) if is_json else value
 
@@ -190,9 +192,10 @@ def _translate(error: psycopg.Error) -> Exception:
 
 def _refusal(sqlstate: str, message: str | None, detail: str | None) -> FunctionError:
     status = int(sqlstate[2:])
-    code = json.loads(detail or "{}").get("code", "refused")
+    details = json.loads(detail or "{}")
+    code = details.pop("code", "refused")
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-    return FunctionError(status, code, message or "Refused", headers)
+    return FunctionError(status, code, message or "Refused", headers, details)
 
 
 class PostgrestDatabase:
@@ -217,8 +220,9 @@ class PostgrestDatabase:
             "X-Request-Id": caller.request_id,
         }
         client = AsyncPostgrestClient(self._url, headers=headers, http_client=self._http, retry_enabled=False)
-        given: dict[str, Any] = msgspec.to_builtins(
-            {name: value for name, value in arguments.items() if value is not None}
+        # Through JSON: an argument may be JSON as it came.
+        given: dict[str, Any] = msgspec.json.decode(
+            msgspec.json.encode({name: value for name, value in arguments.items() if value is not None})
         )
         for last_try in (False, True):
             try:

@@ -20,4 +20,4 @@ def envelope(data: dict[str, Any], *, message: str = "", code: int = 200, error_
 
 def error_envelope(error: FunctionError) -> dict[str, Any]:
     """The body of an error."""
-    return envelope({}, code=error.status, error_message=error.message)
+    return envelope(error.details, code=error.status, error_message=error.message)

@@ -45,7 +45,7 @@ def reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) -
 
 def error_body(error: FunctionError) -> dict[str, Any]:
     """The error body of the snake-case functions; the Supabase clients show its `error`."""
-    return {"success": False, "error": error.message, "code": error.code}
+    return {"success": False, "error": error.message, "code": error.code, **error.details}
 
 
 class EdgeFunction:
@@ -92,9 +92,10 @@ def edge_function(method: str, *, failure: str, errors: ErrorBody = error_body) 
     return lambda handler: EdgeFunction(handler, method, failure, errors)
 
 
-async def read_body(request: Request, type_: type[T]) -> T:
-    """The request's JSON body as type_. Raises 413 (over the limit) and 400 (not such an object)."""
-    limit: int = request.app.state.settings.max_body_bytes
+async def read_body(request: Request, type_: type[T], *, max_bytes: int | None = None) -> T:
+    """The request's JSON body as type_. max_bytes: the limit, where it is not that of the settings.
+    Raises 413 (over the limit) and 400 (not such an object)."""
+    limit: int = max_bytes or request.app.state.settings.max_body_bytes
     body = bytearray()
     size = 0
     async for chunk in request.stream():

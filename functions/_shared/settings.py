@@ -27,6 +27,10 @@ class Settings:
     """postgres or postgrest."""
     jwt_secret: str | None = None
     """HS256 secret. When set, HS256 tokens count and no others."""
+    secret_key: str | None = None
+    """The project's secret (or service_role) key: who sends it is the service."""
+    cron_secret: str | None = None
+    """A secret of one's own for whoever runs the functions of the service, such as cron."""
     jwt_issuer: str | None = None
     """The iss that a token must have; None: any, but it must have one."""
     jwt_audience: str = "authenticated"
@@ -54,6 +58,8 @@ class Settings:
             publishable_key=env.get("SUPABASE_PUBLISHABLE_KEY") or None,
             transport=env.get("LASTCALL_TRANSPORT") or ("postgres" if env.get("DATABASE_URL") else "postgrest"),
             jwt_secret=env.get("SUPABASE_JWT_SECRET") or None,
+            secret_key=env.get("SUPABASE_SECRET_KEY") or None,
+            cron_secret=env.get("LASTCALL_CRON_SECRET") or None,
             jwt_issuer=env.get("SUPABASE_JWT_ISSUER") or (f"{url}/auth/v1" if url else None),
             jwt_audience=env.get("SUPABASE_JWT_AUDIENCE") or "authenticated",
             host=env.get("HOST") or "127.0.0.1",
@@ -80,6 +86,8 @@ class Settings:
             )
         if self.jwt_secret and len(self.jwt_secret.encode()) < MIN_SECRET_BYTES:
             raise SettingsError(f"SUPABASE_JWT_SECRET must have at least {MIN_SECRET_BYTES} bytes")
+        if self.cron_secret and len(self.cron_secret.encode()) < MIN_SECRET_BYTES:
+            raise SettingsError(f"LASTCALL_CRON_SECRET must have at least {MIN_SECRET_BYTES} bytes")
         if not self.jwt_secret and not self.supabase_url:
             raise SettingsError("set SUPABASE_JWT_SECRET, or SUPABASE_URL for the project's JWKS")
 

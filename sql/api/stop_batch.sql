@@ -9,7 +9,7 @@ create type public.stop_batch_result as (
 -- Stop a batch: no further call starts, the call queue is emptied, calls in progress finish.
 -- Contacts stay, and the batch can be resumed; with p_skip_remaining those not yet
 -- called are skipped. Stopping a stopped batch is a success. The batch and user come from
--- private.find_stop_target and are checked again here.
+-- private.find_user_batch and are checked again here.
 -- Raises PT401, PT403 (of no agency; neither the user nor an owner or admin), PT404 (no such batch of
 -- the user), PT400 (already completed or cancelled), PT409 (idempotency key reused).
 -- Contract: stop-calling.
@@ -90,11 +90,11 @@ set search_path = pg_catalog, pg_temp
 as $$
   select private.stop_batch(
            t.agency_id, t.batch_id, t.user_id, $1, coalesce(skip_remaining, false), idempotency_key, reason)
-    from private.find_stop_target($1, $2) t
+    from private.find_user_batch($1, $2) t
 $$;
 
 revoke execute on function public.stop_batch(text, text, boolean, text, text) from public, anon;
 grant  execute on function public.stop_batch(text, text, boolean, text, text) to authenticated, service_role, lastcall_admin;
-grant  execute on function private.find_stop_target(text, text) to authenticated, service_role, lastcall_admin;
+grant  execute on function private.find_user_batch(text, text) to authenticated, service_role, lastcall_admin;
 comment on function public.stop_batch(text, text, boolean, text, text) is
   'Stop a call batch: its queue is emptied, calls in progress finish; it can be resumed.';

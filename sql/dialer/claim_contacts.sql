@@ -4,14 +4,17 @@ create type public.claimed_contact as (
   call_id          bigint,
   contact_id       bigint,
   phone_number     text,
+  from_number      text,
+  agent_mapping_id uuid,
   attempt          smallint,
-  custom_data      jsonb,
+  custom_data      jsonb,     -- with first_name, last_name, email, company and title, where known
   lease_expires_at timestamptz
 );
 
 -- Claim the next contacts of one batch under a lease of p_lease_seconds, at most
 -- p_max_contacts, and no more than the batch's max_concurrent and calls_per_minute leave
--- room for. First those that came back and are due, then the others in dial order.
+-- room for. First those that came back and are due, then the others in dial order; outside the
+-- batch's calling hours only those that are due and have a time zone of their own.
 -- Returns nothing, without waiting, when someone else holds the batch: claimers never queue
 -- up in front of a cancel.
 create or replace function private.claim_batch(
@@ -29,9 +32,11 @@ declare
   v_now         timestamptz;
   v_expires_at  timestamptz;
   v_call_ids    constant regclass := pg_get_serial_sequence('public.calls', 'id')::regclass;
+  v_opens_at    timestamptz;
   v_limit       integer;
   v_recent      timestamptz[];
   v_due         bigint[];
+  v_turns       integer;
   v_in_turn     bigint[];
   v_first       bigint;
   v_last        bigint;
@@ -68,21 +73,25 @@ begin
   if v_limit = 0 then
     return;
   end if;
+  v_opens_at := private.next_calling_time(
+    v_batch.calling_start, v_batch.calling_end, v_batch.allowed_days, v_batch.timezone, v_now);
 
   v_due := array(
     select c.id
       from public.campaign_contacts c
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id
        and c.due_at <= v_now and c.status in ('pending', 'scheduled')
+       and (v_opens_at = v_now or c.timezone is not null)
      order by c.due_at
      limit v_limit);
+  v_turns := case when v_opens_at = v_now then v_limit - cardinality(v_due) else 0 end;
   v_in_turn := array(
     select c.id
       from public.campaign_contacts c
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id > v_batch.claim_cursor
        and c.due_at is null and c.status in ('pending', 'scheduled')
      order by c.agency_id, c.batch_id, c.id
-     limit v_limit - cardinality(v_due));
+     limit v_turns);
 
   -- By runs of neighbouring ids, each a range of the primary key: "= any" and a join can be planned
   -- to read the whole batch.
@@ -107,8 +116,13 @@ begin
         insert into public.calls (agency_id, batch_id, id, contact_id, attempt, created_at, lease_expires_at)
         select p_agency_id, p_batch_id, n.call_id, n.id, n.attempt, v_now, v_expires_at
           from numbered n)
-      select p_agency_id, p_batch_id, n.call_id, n.id, n.phone_number, n.attempt,
-             coalesce((select d.custom_data
+      select p_agency_id, p_batch_id, n.call_id, n.id, n.phone_number,
+             coalesce(v_batch.calling_numbers[1 + n.call_id % cardinality(v_batch.calling_numbers)],
+                      v_batch.from_number),
+             v_batch.agent_mapping_id, n.attempt,
+             coalesce((select jsonb_strip_nulls(jsonb_build_object(
+                                'first_name', d.first_name, 'last_name', d.last_name, 'email', d.email,
+                                'company', d.company, 'title', d.title)) || d.custom_data
                          from public.contact_data d
                         where d.agency_id = p_agency_id and d.batch_id = p_batch_id
                           and d.contact_id = n.id), '{}'),
@@ -119,15 +133,30 @@ begin
 
   update public.call_batches b
      set queued = b.queued + cardinality(v_due) + cardinality(v_in_turn),
-         claim_cursor = coalesce(v_in_turn[cardinality(v_in_turn)], b.claim_cursor),
+         claim_cursor = coalesce(
+           case when cardinality(v_in_turn) < v_turns then (
+             -- None is left in turn: do not look through those that are due or done again.
+             select c.id
+               from public.campaign_contacts c
+              where c.agency_id = p_agency_id and c.batch_id = p_batch_id
+              order by c.agency_id desc, c.batch_id desc, c.id desc
+              limit 1)
+           else v_in_turn[cardinality(v_in_turn)] end, b.claim_cursor),
          last_claimed_at = v_now,
-         -- All are claimed: nothing to look for until one is due or comes back.
-         next_claim_at = case when cardinality(v_due) + cardinality(v_in_turn) < v_limit then (
+         -- All are claimed: nothing to look for until one is due, comes back, or the calling hours begin.
+         next_claim_at = case
+           when cardinality(v_due) + cardinality(v_in_turn) = v_limit then b.next_claim_at
+           when v_opens_at = v_now then (
              select min(c.due_at)
                from public.campaign_contacts c
               where c.agency_id = p_agency_id and c.batch_id = p_batch_id
                 and c.due_at is not null and c.status in ('pending', 'scheduled'))
-           else b.next_claim_at end
+           else least(v_opens_at, (
+             select min(c.due_at)
+               from public.campaign_contacts c
+              where c.agency_id = p_agency_id and c.batch_id = p_batch_id
+                and c.due_at is not null and c.timezone is not null and c.status in ('pending', 'scheduled')))
+         end
    where b.agency_id = p_agency_id and b.id = p_batch_id;
 end;
 $$;

@@ -1,10 +1,12 @@
 -- Record the results of calls of one batch, in a group: one change of the batch's counters.
--- p_results: a JSON array of objects with call_id, status (completed or failed) and, where
--- known, outcome, duration_seconds, carrier_call_id, notes. A failed call with attempts left
--- puts its contact back, due after the batch's retry delay, unless the batch is over
--- (cancelled, or ended early): then the contact is failed. A result for a call that is not
--- in progress (told twice, never started) changes nothing.
--- Returns the ids of the calls that ended by it.
+-- p_results: a JSON array of objects with call_id, status (completed, failed or unknown) and,
+-- where known, outcome, duration_seconds, carrier_call_id, notes. A failed call with attempts left
+-- puts its contact back, due after the batch's retry delay, unless its outcome is not one to try
+-- again after, or the batch is over (cancelled, or ended early): then the contact is failed.
+-- A call is unknown when nobody could tell whether the carrier got it. It stays in progress until the carrier
+-- tells its end or that there was no such call; it is never placed again before.
+-- A result for a call that is not in progress (told twice, never started) changes nothing.
+-- Returns the ids of the calls that it changed.
 -- Raises PT401, PT403 (not a service or console), PT404, PT400 (not such an array).
 create or replace function private.finish_call(p_agency_id uuid, p_batch_id uuid, p_results jsonb)
 returns setof bigint
@@ -32,9 +34,9 @@ begin
            or jsonb_typeof(r.result -> 'call_id') is distinct from 'number'
            or r.result ->> 'call_id' !~ '^\d{1,18}$'
            or jsonb_typeof(r.result -> 'status') is distinct from 'string'
-           or r.result ->> 'status' not in ('completed', 'failed')
+           or r.result ->> 'status' not in ('completed', 'failed', 'unknown')
            or jsonb_typeof(r.result -> 'duration_seconds') not in ('number', 'null')) then
-    raise sqlstate 'PT400' using message = 'results must be an array of objects with a call_id, a status completed or failed, and numbers as durations',
+    raise sqlstate 'PT400' using message = 'results must be an array of objects with a call_id, a status completed, failed or unknown, and numbers as durations',
       detail = '{"code": "results_invalid"}';
   end if;
 
@@ -50,17 +52,21 @@ begin
   loop
     update public.calls c
        set status = v_result.status,
-           ended_at = v_now,
+           ended_at = case when v_result.status <> 'unknown' then v_now end,
            outcome = v_result.outcome,
            duration_seconds = v_result.duration_seconds,
            carrier_call_id = coalesce(v_result.carrier_call_id, c.carrier_call_id)
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_result.call_id
-       and c.status = 'in_progress'
+       -- As text: not by the index of open calls, which would read all those of the batch.
+       and c.status::text in ('in_progress', 'unknown') and c.status <> v_result.status
     returning c.* into v_call;
     continue when not found;
+    return next v_result.call_id;
+    continue when v_result.status = 'unknown';
 
     select case when v_result.status = 'completed' then 'completed'
                 when c.attempts < c.max_attempts and v_batch.status <> 'cancelled' and not v_batch.skip_remaining
+                 and (v_batch.retry_outcomes is null or v_result.outcome = any (v_batch.retry_outcomes))
                   then 'scheduled'
                 else 'failed' end::public.contact_status
       into v_contact
@@ -77,7 +83,6 @@ begin
     v_completed := v_completed + (v_contact = 'completed')::integer;
     v_failed := v_failed + (v_contact = 'failed')::integer;
     v_retried := v_retried + (v_contact = 'scheduled')::integer;
-    return next v_result.call_id;
   end loop;
 
   update public.call_batches b

@@ -1,5 +1,86 @@
+create type private.leased_call as (call_id bigint, contact_id bigint, phone_number text, timezone text);
+
+-- When a number of the agency, with p_others calls in 24 hours beside it, may be called (p_now: at once).
+create or replace function private.number_free_at(
+  p_agency_id uuid, p_phone_number text, p_others integer, p_now timestamptz)
+returns timestamptz
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+declare
+  v_started_at timestamptz;
+begin
+  if p_others < 0 then
+    return p_now + interval '1 day';
+  end if;
+  select k.started_at into v_started_at
+    from public.campaign_contacts c
+    join public.calls k on k.contact_id = c.id
+   where c.agency_id = p_agency_id and c.phone_number = p_phone_number
+     and k.agency_id = p_agency_id and k.started_at > p_now - interval '1 day'
+   order by k.started_at desc
+   offset p_others
+   limit 1;
+  return coalesce(v_started_at + interval '1 day', p_now);
+end;
+$$;
+
+revoke execute on function private.number_free_at(uuid, text, integer, timestamptz) from public;
+comment on function private.number_free_at(uuid, text, integer, timestamptz) is 'When a number may be called again.';
+
+-- Those of a locked batch's leased calls that must not be placed now, and when they may be: outside the calling
+-- hours of where the contact is, or a number that has had its most calls in 24 hours. due_at null: never, the
+-- number is on the do-not-call list.
+create or replace function private.find_withheld(
+  p_batch public.call_batches, p_leased private.leased_call[], p_now timestamptz)
+returns table (call_id bigint, contact_id bigint, due_at timestamptz)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+#variable_conflict use_column
+begin
+  if p_batch.max_calls_per_number is not null then
+    -- Two batches that call the same number take turns here, in the order of the numbers, so that the
+    -- second one counts the first one's call.
+    insert into private.dialed_numbers as d (agency_id, phone_number)
+    select p_batch.agency_id, l.phone_number
+      from unnest(p_leased) l
+     group by l.phone_number
+     order by l.phone_number
+        on conflict (agency_id, phone_number) do update set phone_number = excluded.phone_number;
+  end if;
+
+  return query
+    select j.call_id, j.contact_id, case when not j.is_do_not_call then greatest(j.opens_at, j.free_at) end
+      from (
+        select l.call_id, l.contact_id,
+               -- With limits: each by its key, and never by reading the whole list.
+               coalesce((select true from public.do_not_call n
+                          where n.agency_id = p_batch.agency_id and n.phone_number = l.phone_number
+                          limit 1), false) as is_do_not_call,
+               case when p_batch.calling_start is not null or p_batch.allowed_days is not null then
+                 private.next_calling_time(p_batch.calling_start, p_batch.calling_end, p_batch.allowed_days,
+                   coalesce(l.timezone, p_batch.timezone), p_now) end as opens_at,
+               case when p_batch.max_calls_per_number is not null then
+                 private.number_free_at(p_batch.agency_id, l.phone_number, p_batch.max_calls_per_number
+                   - (row_number() over (partition by l.phone_number order by l.call_id))::integer, p_now) end as free_at
+          from unnest(p_leased) l) j
+     where j.is_do_not_call or greatest(j.opens_at, j.free_at) > p_now;
+end;
+$$;
+
+revoke execute on function private.find_withheld(public.call_batches, private.leased_call[], timestamptz) from public;
+comment on function private.find_withheld(public.call_batches, private.leased_call[], timestamptz) is
+  'Leased calls that must not be placed now.';
+
 -- The last gate before the carrier: of these calls, let those through that may be placed now,
--- and count the attempt. A call passes while its batch is processing and its lease runs.
+-- and count the attempt. A call passes while its batch is processing, its lease runs, the number is not on
+-- the do-not-call list, the calling hours where the contact is have not ended, and the number has
+-- calls left. The contact of a call that is withheld is skipped (do not call) or waits until it may be called.
 -- Returns the ids of the calls to place; a call that is not among them must not be placed.
 -- Since cancel and stop hold the same lock, whatever has not passed when they commit never will.
 -- Raises PT401, PT403 (not a service or console), PT404.
@@ -14,6 +95,11 @@ as $$
 declare
   v_batch       public.call_batches;
   v_now         timestamptz;
+  v_leased      private.leased_call[];
+  v_withheld    record;
+  v_skipped     integer := 0;
+  v_delayed     integer := 0;
+  v_due_at      timestamptz;
   v_call_ids    bigint[];
   v_contact_ids bigint[];
   v_first       bigint;
@@ -26,6 +112,38 @@ begin
     return;
   end if;
 
+  v_leased := array(
+    select (k.id, k.contact_id, c.phone_number, c.timezone)::private.leased_call
+      from (select distinct u.id from unnest(p_call_ids) as u (id)) u
+     -- Each by its key: a join can be planned to read the whole batch.
+     cross join lateral (
+       select k.id, k.contact_id
+         from public.calls k
+        where k.agency_id = p_agency_id and k.batch_id = p_batch_id and k.id = u.id
+          -- As text: not by the index of open calls, which would read all leases of the batch.
+          and k.status::text = 'queued' and k.lease_expires_at > v_now
+        limit 1) k
+     cross join lateral (
+       select c.phone_number, c.timezone
+         from public.campaign_contacts c
+        where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = k.contact_id
+        limit 1) c);
+  for v_withheld in select w.* from private.find_withheld(v_batch, v_leased, v_now) w loop
+    delete from public.calls c
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_withheld.call_id;
+    update public.campaign_contacts c
+       set status = case when v_withheld.due_at is null then 'skipped'
+                         when c.attempts > 0 then 'scheduled'
+                         else 'pending' end::public.contact_status,
+           due_at = v_withheld.due_at,
+           outcome = case when v_withheld.due_at is null then 'do_not_call' else c.outcome end,
+           outcome_notes = case when v_withheld.due_at is null then 'On the do-not-call list' else c.outcome_notes end
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_withheld.contact_id;
+    v_skipped := v_skipped + (v_withheld.due_at is null)::integer;
+    v_delayed := v_delayed + (v_withheld.due_at is not null)::integer;
+    v_due_at := least(v_due_at, v_withheld.due_at);
+  end loop;
+
   select min(u.id), max(u.id) into v_first, v_last from unnest(p_call_ids) as u (id);
   with started as (
     update public.calls c
@@ -34,7 +152,6 @@ begin
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id
        -- The calls of one claim are neighbours in their batch.
        and c.id between v_first and v_last and c.id = any (p_call_ids)
-       -- As text: not by the index on leases, which would read all leases of the batch.
        and c.status::text = 'queued' and c.lease_expires_at > v_now
     returning c.id, c.contact_id)
   select array_agg(s.id order by s.id), array_agg(s.contact_id order by s.id)
@@ -56,9 +173,12 @@ begin
   end loop;
 
   update public.call_batches b
-     set queued = b.queued - cardinality(v_call_ids),
-         in_progress = b.in_progress + cardinality(v_call_ids)
-   where b.agency_id = p_agency_id and b.id = p_batch_id and v_call_ids is not null;
+     set queued = b.queued - coalesce(cardinality(v_call_ids), 0) - v_skipped - v_delayed,
+         in_progress = b.in_progress + coalesce(cardinality(v_call_ids), 0),
+         skipped = b.skipped + v_skipped,
+         next_claim_at = case when v_delayed > 0 then least(b.next_claim_at, v_due_at) else b.next_claim_at end
+   where b.agency_id = p_agency_id and b.id = p_batch_id
+     and (v_call_ids is not null or v_skipped + v_delayed > 0);
   return query select unnest(v_call_ids);
 end;
 $$;

@@ -20,7 +20,11 @@ create table public.calls (
   foreign key (agency_id, batch_id) references public.call_batches (agency_id, id) on delete cascade
 ) with (fillfactor = 70);
 
-create index calls_leases on public.calls (agency_id, batch_id, lease_expires_at)
-  where status = 'queued';
+-- Leases by the time they end, and the calls whose end is not known yet.
+create index calls_open on public.calls (agency_id, batch_id, status, lease_expires_at)
+  where status in ('queued', 'in_progress', 'unknown');
+-- The calls of a contact. Without the agency, by which alone no plan shall look for calls.
+create index calls_contact on public.calls (contact_id);
 
 comment on table public.calls is 'One attempt at a contact; while queued, the lease of a dialer.';
+comment on column public.calls.carrier_call_id is 'The carrier''s id of the call.';

@@ -27,6 +27,14 @@ create type public.contact_status as enum (
 create type public.call_status as enum (
   'queued',       -- a lease: start_call has not let it through
   'in_progress',
+  'unknown',      -- let through, and nobody could tell whether the carrier got it: never placed again by itself
   'completed',
   'failed'
 );
+
+create type public.batch_mode as enum (
+  'immediate',    -- from the next run of process_batches on
+  'scheduled'     -- from scheduled_for on
+);
+
+create type public.phone_number_status as enum ('pending', 'active', 'inactive', 'released');

@@ -47,9 +47,9 @@ class Life(RuleBasedStateMachine):
             assert (error.sqlstate or "").startswith("PT4"), error
             return []
 
-    @rule(place=PLACES, number=st.integers(0, 5), attempts=st.integers(1, 3))
-    def add_contacts(self, place: int, number: int, attempts: int) -> None:
-        contacts = json.dumps([{"phone_number": "+15550000000", "max_attempts": attempts}] * number)
+    @rule(place=PLACES, numbers=st.lists(st.integers(0, 9), min_size=1, max_size=5), attempts=st.integers(1, 3))
+    def add_contacts(self, place: int, numbers: list[int], attempts: int) -> None:
+        contacts = json.dumps([{"phone_number": f"+1555000000{n}", "max_attempts": attempts} for n in numbers])
         self.ask("select add_contacts(%s, %s)", self.batches[place], contacts)
 
     @rule()

@@ -54,8 +54,10 @@ def test_a_round_of_dialing_reads_a_few_rows_of_a_large_batch(db: TestDatabase, 
             for _ in range(10):
                 dial(connection, batch)
             db.rows("update call_batches set next_claim_at = now()")
-        contacts = [{"phone_number": "+15550000000", "custom_data": {"a": 1}}] * 20_000
-        db.rows("select add_contacts(%s, %s)", batch, json.dumps(contacts))
+        for first in (0, 10_000):
+            numbers = [f"+1555{i:07d}" for i in range(first, first + 10_000)]
+            contacts = [{"phone_number": number, "custom_data": {"a": 1}} for number in numbers]
+            db.rows("select add_contacts(%s, %s)", batch, json.dumps(contacts))
         for _ in range(3):
             connection.execute("select claim_contacts(1000, 3600, %s)", [batch])  # leases, held by others
         for _ in range(8):

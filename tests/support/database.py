@@ -105,6 +105,23 @@ class TestDatabase:
         )
         return batch_id
 
+    def calling(self, agency_id: UUID) -> dict[str, Any]:
+        """What a batch of the agency is created with: an agent, a campaign, an active number."""
+        agent, campaign = uuid4(), uuid4()
+        self.rows(
+            "insert into agent_mappings (agency_id, id, ultravox_agent_id, ultravox_agent_name)"
+            " values (%s, %s, %s, 'Sales Agent')",
+            agency_id,
+            agent,
+            f"agent-{agent}",
+        )
+        self.rows("insert into campaigns (agency_id, id, name) values (%s, %s, 'Q1 Outreach')", agency_id, campaign)
+        self.rows(
+            "insert into agency_phone_numbers (agency_id, phone_number, status) values (%s, '+15551234567', 'active')",
+            agency_id,
+        )
+        return {"agent_mapping_id": str(agent), "campaign_id": str(campaign), "from_number": "+15551234567"}
+
     def contacts(self, batch_id: UUID, **numbers: int) -> None:
         """Add contacts by status, `pending=3, completed=1`, and count them in the batch."""
         for status, number in numbers.items():
@@ -138,10 +155,13 @@ class TestDatabase:
 
     def state(self) -> str:
         """All rows of all tables, to see that nothing changed."""
-        tables = ("agencies", "users", "call_batches", "campaign_contacts", "contact_data", "calls", "batch_events")
+        tables = self.rows(
+            "select oid::regclass::text as name from pg_class"
+            " where relkind = 'r' and relnamespace in ('public'::regnamespace, 'private'::regnamespace)"
+        )
         return json.dumps(
             {
-                table: self.value(f"select jsonb_agg(to_jsonb(t) order by to_jsonb(t)) from {table} t")
+                table["name"]: self.value(f"select jsonb_agg(to_jsonb(t) order by to_jsonb(t)) from {table['name']} t")
                 for table in tables
             }
         )

@@ -61,9 +61,17 @@ create type public.contact_status as enum (
 create type public.call_status as enum (
   'queued',       -- a lease: start_call has not let it through
   'in_progress',
+  'unknown',      -- let through, and nobody could tell whether the carrier got it: never placed again by itself
   'completed',
   'failed'
 );
+
+create type public.batch_mode as enum (
+  'immediate',    -- from the next run of process_batches on
+  'scheduled'     -- from scheduled_for on
+);
+
+create type public.phone_number_status as enum ('pending', 'active', 'inactive', 'released');
 
 -- file: schema/agencies.sql
 -- The tenant. Stop-calling calls it a workspace.
@@ -92,6 +100,75 @@ comment on table public.users is 'People: which agency they belong to, and what 
 comment on column public.users.agency_id is 'Null: signed in, but of no agency; refused everywhere.';
 comment on column public.users.external_id is 'The id by which another system knows the user; unique in the agency.';
 
+-- file: schema/campaigns.sql
+-- What batches are dialed for.
+create table public.campaigns (
+  agency_id  uuid not null references public.agencies (id) on delete cascade,
+  id         uuid not null default gen_random_uuid(),
+  name       text not null,
+  created_at timestamptz not null default now(),
+  primary key (agency_id, id)
+);
+
+comment on table public.campaigns is 'What batches are dialed for.';
+
+-- file: schema/agent_mappings.sql
+-- The voice agents of an agency: who speaks when a contact answers.
+create table public.agent_mappings (
+  agency_id            uuid not null references public.agencies (id) on delete cascade,
+  id                   uuid not null default gen_random_uuid(),
+  ultravox_agent_id    text not null,
+  ultravox_agent_name  text,
+  max_duration_seconds integer not null default 3600 check (max_duration_seconds between 1 and 86400),
+  recording_enabled    boolean not null default true,
+  created_at           timestamptz not null default now(),
+  primary key (agency_id, id),
+  unique (agency_id, ultravox_agent_id)
+);
+
+comment on table public.agent_mappings is 'The voice agents of an agency.';
+comment on column public.agent_mappings.ultravox_agent_id is 'The carrier''s id of the agent.';
+
+-- file: schema/agency_phone_numbers.sql
+-- The numbers that an agency may call from.
+create table public.agency_phone_numbers (
+  agency_id     uuid not null references public.agencies (id) on delete cascade,
+  id            uuid not null default gen_random_uuid(),
+  phone_number  text not null check (phone_number ~ '^\+[1-9][0-9]{6,14}$'),
+  friendly_name text,
+  status        public.phone_number_status not null default 'pending',
+  is_active     boolean not null default true,
+  created_at    timestamptz not null default now(),
+  primary key (agency_id, id),
+  unique (agency_id, phone_number)
+);
+
+comment on table public.agency_phone_numbers is 'The numbers that an agency may call from: those that are active.';
+
+-- file: schema/do_not_call.sql
+-- Numbers that an agency must not call. Looked at when contacts are added, and again by
+-- start_call, the moment before each call.
+create table public.do_not_call (
+  agency_id    uuid not null references public.agencies (id) on delete cascade,
+  phone_number text not null check (phone_number ~ '^\+[1-9][0-9]{6,14}$'),
+  reason       text,
+  created_at   timestamptz not null default now(),
+  primary key (agency_id, phone_number)
+);
+
+comment on table public.do_not_call is 'Numbers that an agency must not call.';
+
+-- file: schema/dialed_numbers.sql
+-- One row for each number that a batch with max_calls_per_number has called: what two such
+-- batches lock, so that both together keep to the limit. Nothing is counted here: calls tell.
+create table private.dialed_numbers (
+  agency_id    uuid not null,
+  phone_number text not null,
+  primary key (agency_id, phone_number)
+);
+
+comment on table private.dialed_numbers is 'What batches that call the same number lock.';
+
 -- file: schema/call_batches.sql
 -- One list of contacts to call.
 -- total_contacts = pending + scheduled + queued + in_progress + completed + failed + skipped,
@@ -105,6 +182,12 @@ create table public.call_batches (
   user_id          uuid,
   external_id      text,
   name             text,
+  campaign_id      uuid,
+  agent_mapping_id uuid,
+  from_number      text,
+  calling_numbers  text[],
+  retry_of         uuid,
+  mode             public.batch_mode not null default 'immediate',
   status           public.batch_status not null default 'pending',
   total_contacts   integer not null default 0,
   queued           integer not null default 0,
@@ -115,6 +198,12 @@ create table public.call_batches (
   calls_per_minute integer default 30 check (calls_per_minute between 1 and 1000),
   max_concurrent   integer default 10 check (max_concurrent >= 1),
   retry_delay_seconds integer not null default 60 check (retry_delay_seconds >= 0),
+  retry_outcomes   text[],
+  timezone         text,
+  calling_start    time,
+  calling_end      time,
+  allowed_days     smallint[],
+  max_calls_per_number integer check (max_calls_per_number >= 1),
   scheduled_for    timestamptz,
   created_at       timestamptz not null default now(),
   started_at       timestamptz,
@@ -128,7 +217,9 @@ create table public.call_batches (
   last_claimed_at  timestamptz,
   primary key (agency_id, id),
   unique (agency_id, external_id),
-  foreign key (agency_id, user_id) references public.users (agency_id, id) on delete restrict
+  foreign key (agency_id, user_id) references public.users (agency_id, id) on delete restrict,
+  foreign key (agency_id, campaign_id) references public.campaigns (agency_id, id) on delete restrict,
+  foreign key (agency_id, agent_mapping_id) references public.agent_mappings (agency_id, id) on delete restrict
 ) with (fillfactor = 50);  -- every claim and every result updates the row: keep it heap-only
 
 -- An admin gives a batch's id alone.
@@ -141,6 +232,13 @@ create index call_batches_live on public.call_batches (agency_id, id)
 
 comment on table public.call_batches is 'One list of contacts to call, its state and its counters.';
 comment on column public.call_batches.external_id is 'The id by which another system knows the batch; unique in the agency.';
+comment on column public.call_batches.calling_numbers is 'The numbers to call from in turn; null: from_number alone.';
+comment on column public.call_batches.retry_of is 'The batch whose failed contacts these are.';
+comment on column public.call_batches.retry_outcomes is 'Outcomes after which a failed call is tried again; null: any.';
+comment on column public.call_batches.timezone is 'Where calling hours and days are meant, unless a contact has a time zone of its own; null: UTC.';
+comment on column public.call_batches.calling_start is 'With calling_end: the hours in which calls may start; through midnight when it is the later one.';
+comment on column public.call_batches.allowed_days is 'Days on which calls may start, 0 (Sunday) to 6; null: every day.';
+comment on column public.call_batches.max_calls_per_number is 'Most calls to one number in any 24 hours, those of other batches of the agency included.';
 comment on column public.call_batches.calls_per_minute is 'Most calls claimed in any 60 seconds; null: no limit.';
 comment on column public.call_batches.max_concurrent is 'Most contacts queued or in progress at a time; null: no limit.';
 comment on column public.call_batches.skip_remaining is 'The batch was ended early: a failed call is not retried.';
@@ -157,6 +255,7 @@ create table public.campaign_contacts (
   batch_id         uuid not null,
   id               bigint generated by default as identity,
   phone_number     text not null,
+  timezone         text,
   status           public.contact_status not null default 'pending',
   attempts         smallint not null default 0,
   max_attempts     smallint not null default 3 check (max_attempts >= 1),
@@ -177,22 +276,32 @@ create table public.campaign_contacts (
 create index campaign_contacts_due on public.campaign_contacts (agency_id, batch_id, due_at)
   where due_at is not null;
 
+-- Who has a number: duplicates within a batch, calls to it across batches. The number comes first,
+-- so that no plan takes this index for a batch's contacts.
+create index campaign_contacts_number on public.campaign_contacts (phone_number, agency_id, batch_id);
+
 comment on table public.campaign_contacts is 'One person of a batch to call.';
+comment on column public.campaign_contacts.timezone is 'Where this contact is; null: where the batch says.';
 comment on column public.campaign_contacts.due_at is 'Claimed when this time has come, not in its turn; null: in its turn.';
 comment on column public.campaign_contacts.call_id is 'The latest call to this contact.';
 
--- What the voice agent is told about a contact. Apart, since it is wide and never changes,
--- and every update of a contact copies its whole row.
+-- What is known of a contact and told to the voice agent. Apart, since it is wide and never
+-- changes, and every update of a contact copies its whole row.
 create table public.contact_data (
   agency_id   uuid not null,
   batch_id    uuid not null,
   contact_id  bigint not null,
-  custom_data jsonb not null,
+  first_name  text,
+  last_name   text,
+  email       text,
+  company     text,
+  title       text,
+  custom_data jsonb not null default '{}',
   primary key (agency_id, batch_id, contact_id),
   foreign key (agency_id, batch_id) references public.call_batches (agency_id, id) on delete cascade
 );
 
-comment on table public.contact_data is 'What the voice agent is told about a contact.';
+comment on table public.contact_data is 'What is known of a contact and told to the voice agent.';
 
 -- file: schema/calls.sql
 -- One attempt at a contact. A row begins as a lease (queued): a dialer's right to call the
@@ -217,10 +326,14 @@ create table public.calls (
   foreign key (agency_id, batch_id) references public.call_batches (agency_id, id) on delete cascade
 ) with (fillfactor = 70);
 
-create index calls_leases on public.calls (agency_id, batch_id, lease_expires_at)
-  where status = 'queued';
+-- Leases by the time they end, and the calls whose end is not known yet.
+create index calls_open on public.calls (agency_id, batch_id, status, lease_expires_at)
+  where status in ('queued', 'in_progress', 'unknown');
+-- The calls of a contact. Without the agency, by which alone no plan shall look for calls.
+create index calls_contact on public.calls (contact_id);
 
 comment on table public.calls is 'One attempt at a contact; while queued, the lease of a dialer.';
+comment on column public.calls.carrier_call_id is 'The carrier''s id of the call.';
 
 -- file: schema/batch_events.sql
 -- The audit trail: who did what to a batch, written in the transaction that did it.
@@ -262,14 +375,18 @@ comment on column public.batch_events.response is 'With an idempotency key: what
 -- Progress of the batches that the reader may see, from the stored counters: never by
 -- counting contacts. A skipped contact is done with: a cancelled batch ends at 100 %.
 create view public.v_call_batch_summary with (security_invoker = true) as
-select b.agency_id, b.id, b.user_id, b.external_id, b.name, b.status,
+select b.agency_id, b.id, b.user_id, b.external_id, b.name,
+       b.campaign_id, c.name as campaign_name, b.agent_mapping_id, a.ultravox_agent_name as agent_name,
+       b.from_number, b.status,
        b.total_contacts, b.queued, b.in_progress, b.completed, b.failed, b.skipped,
        coalesce(trunc(100.0 * (b.completed + b.failed + b.skipped) / nullif(b.total_contacts, 0), 1), 0)
          as progress_percentage,
        b.total_contacts - b.completed - b.failed - b.skipped as remaining_count,
-       b.calls_per_minute, b.max_concurrent,
+       b.calls_per_minute, b.max_concurrent, b.retry_of,
        b.scheduled_for, b.created_at, b.started_at, b.paused_at, b.stopped_at, b.completed_at, b.error_message
-  from public.call_batches b;
+  from public.call_batches b
+  left join public.campaigns c on c.agency_id = b.agency_id and c.id = b.campaign_id
+  left join public.agent_mappings a on a.agency_id = b.agency_id and a.id = b.agent_mapping_id;
 
 comment on view public.v_call_batch_summary is 'Batches with progress_percentage and remaining_count.';
 
@@ -351,11 +468,15 @@ comment on function private.current_agency_id() is 'The agency whose rows the ca
 -- Who may touch which table. Everything starts from nothing, also where a project's default
 -- privileges are generous. People read their own agency and write nowhere: the procedures
 -- are their only door. A policy calls one bare function, so that it also runs on Citus.
-revoke all on table public.agencies, public.users, public.call_batches, public.campaign_contacts,
+revoke all on table public.agencies, public.users, public.campaigns, public.agent_mappings,
+                    public.agency_phone_numbers, public.do_not_call,
+                    public.call_batches, public.campaign_contacts,
                     public.contact_data, public.calls, public.batch_events, public.v_call_batch_summary
   from public, anon, authenticated, service_role, lastcall_admin;
 
-grant select on table public.agencies, public.users, public.call_batches, public.campaign_contacts,
+grant select on table public.agencies, public.users, public.campaigns, public.agent_mappings,
+                      public.agency_phone_numbers, public.do_not_call,
+                      public.call_batches, public.campaign_contacts,
                       public.contact_data, public.calls, public.v_call_batch_summary
   to authenticated, service_role, lastcall_admin;
 -- Not the idempotency keys, nor what was asked and answered under them.
@@ -363,12 +484,18 @@ grant select (agency_id, batch_id, id, created_at, action, actor_kind, actor_id,
               on_behalf_of, from_status, to_status, contacts, reason, request_id)
   on table public.batch_events to authenticated, service_role;
 grant select on table public.batch_events to lastcall_admin;
--- The backend brings agencies and people; batches in progress change by procedures alone.
-grant insert, update, delete on table public.agencies, public.users to service_role;
+-- The backend brings agencies, people and what calls are made with; batches in progress change by
+-- procedures alone.
+grant insert, update, delete on table public.agencies, public.users, public.campaigns, public.agent_mappings,
+                                      public.agency_phone_numbers, public.do_not_call to service_role;
 grant insert on table public.call_batches to service_role;
 
 alter table public.agencies enable row level security;
 alter table public.users enable row level security;
+alter table public.campaigns enable row level security;
+alter table public.agent_mappings enable row level security;
+alter table public.agency_phone_numbers enable row level security;
+alter table public.do_not_call enable row level security;
 alter table public.call_batches enable row level security;
 alter table public.campaign_contacts enable row level security;
 alter table public.contact_data enable row level security;
@@ -378,6 +505,14 @@ alter table public.batch_events enable row level security;
 create policy own_agency on public.agencies for select to authenticated
   using (id = private.current_agency_id());
 create policy own_agency on public.users for select to authenticated
+  using (agency_id = private.current_agency_id());
+create policy own_agency on public.campaigns for select to authenticated
+  using (agency_id = private.current_agency_id());
+create policy own_agency on public.agent_mappings for select to authenticated
+  using (agency_id = private.current_agency_id());
+create policy own_agency on public.agency_phone_numbers for select to authenticated
+  using (agency_id = private.current_agency_id());
+create policy own_agency on public.do_not_call for select to authenticated
   using (agency_id = private.current_agency_id());
 create policy own_agency on public.call_batches for select to authenticated
   using (agency_id = private.current_agency_id());
@@ -392,6 +527,10 @@ create policy own_agency on public.batch_events for select to authenticated
 
 create policy every_agency on public.agencies for select to lastcall_admin using (true);
 create policy every_agency on public.users for select to lastcall_admin using (true);
+create policy every_agency on public.campaigns for select to lastcall_admin using (true);
+create policy every_agency on public.agent_mappings for select to lastcall_admin using (true);
+create policy every_agency on public.agency_phone_numbers for select to lastcall_admin using (true);
+create policy every_agency on public.do_not_call for select to lastcall_admin using (true);
 create policy every_agency on public.call_batches for select to lastcall_admin using (true);
 create policy every_agency on public.campaign_contacts for select to lastcall_admin using (true);
 create policy every_agency on public.contact_data for select to lastcall_admin using (true);
@@ -736,17 +875,17 @@ $$;
 revoke execute on function private.find_users(private.actor, text) from public;
 comment on function private.find_users(private.actor, text) is 'The users whom an id means to this caller.';
 
--- file: private/find_stop_target.sql
+-- file: private/find_user_batch.sql
 -- Which batch and whose is meant by stop_batch, looked up without a lock.
-create type private.stop_target as (agency_id uuid, batch_id uuid, user_id uuid);
+create type private.user_batch as (agency_id uuid, batch_id uuid, user_id uuid);
 
 -- Both ids may be UUIDs or external ids. A user must name the responsible user, may be that
 -- user or an owner or admin of the agency, and reaches only that user's batches in the own
 -- agency. A service or a console may leave the user out, and reaches every agency.
 -- Raises PT401, PT400 (an id is missing, or agencies share it), PT403 (of no agency; neither that
 -- user nor an owner or admin), PT404 (no such user; no such batch of that user).
-create or replace function private.find_stop_target(p_batch_id text, p_user_id text)
-returns private.stop_target
+create or replace function private.find_user_batch(p_batch_id text, p_user_id text)
+returns private.user_batch
 language plpgsql stable
 security definer  -- looks at users and batches, of every agency for a service or a console
 set search_path = pg_catalog, pg_temp
@@ -756,7 +895,7 @@ declare
   v_uuid    constant text := '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$';
   v_actor   private.actor := private.current_actor();
   v_users   uuid[];
-  v_targets private.stop_target[];
+  v_targets private.user_batch[];
 begin
   if coalesce(p_batch_id, '') = '' then
     raise sqlstate 'PT400' using message = 'batchId is required',
@@ -776,7 +915,7 @@ begin
   end if;
 
   v_targets := array(
-    select (b.agency_id, b.id, case when v_users is not null then b.user_id end)::private.stop_target
+    select (b.agency_id, b.id, case when v_users is not null then b.user_id end)::private.user_batch
       from public.call_batches b
      where (v_actor.agency_id is null or b.agency_id = v_actor.agency_id)
        and (b.external_id = p_batch_id
@@ -794,8 +933,8 @@ begin
 end;
 $$;
 
-revoke execute on function private.find_stop_target(text, text) from public;
-comment on function private.find_stop_target(text, text) is 'Which batch, and whose, stop_batch means.';
+revoke execute on function private.find_user_batch(text, text) from public;
+comment on function private.find_user_batch(text, text) is 'Which batch, and whose, stop_batch means.';
 
 -- file: private/iso_timestamp.sql
 -- A time as JSON APIs write it: UTC, with milliseconds and Z, whatever the session's time zone.
@@ -809,6 +948,308 @@ $$;
 
 revoke execute on function private.iso_timestamp(timestamptz) from public;
 comment on function private.iso_timestamp(timestamptz) is 'A time as JSON APIs write it.';
+
+-- file: private/is_timestamp.sql
+-- Whether this text is a time with a date, such as 2025-01-15T10:30:00Z.
+create or replace function private.is_timestamp(p_text text)
+returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_text !~ '^\d{4}-\d\d-\d\d[T ]\d\d:\d\d' then
+    return false;
+  end if;
+  perform p_text::timestamptz;
+  return true;
+exception when data_exception then  -- such as the 31st of June
+  return false;
+end;
+$$;
+
+revoke execute on function private.is_timestamp(text) from public;
+comment on function private.is_timestamp(text) is 'Whether this is a time with a date.';
+
+-- file: private/next_calling_time.sql
+-- The earliest time from p_at on at which calls may start: p_at itself within the calling hours of an
+-- allowed day, where p_timezone is (null: UTC). Hours that end before they begin go through
+-- midnight, and belong to the day on which they begin. Null hours or days: all of them.
+-- Null when there is no such time (no day is allowed).
+create or replace function private.next_calling_time(
+  p_start time, p_end time, p_days smallint[], p_timezone text, p_at timestamptz)
+returns timestamptz
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select min(greatest(p_at, h.opens))
+    from (select (p_at at time zone coalesce(p_timezone, 'UTC'))::date + i as day
+            from generate_series(-1, 8) as i) d
+   cross join lateral (
+     select (d.day + coalesce(p_start, '00:00')) at time zone coalesce(p_timezone, 'UTC') as opens,
+            (d.day + coalesce(p_end, '24:00')
+               + case when p_end <= p_start then interval '1 day' else interval '0' end)
+              at time zone coalesce(p_timezone, 'UTC') as closes) h
+   where h.closes > p_at and (p_days is null or extract(dow from d.day)::smallint = any (p_days))
+$$;
+
+revoke execute on function private.next_calling_time(time, time, smallint[], text, timestamptz) from public;
+comment on function private.next_calling_time(time, time, smallint[], text, timestamptz) is
+  'The earliest time from which calls may start.';
+
+-- Whether PostgreSQL knows a time zone, by its name (America/New_York) or abbreviation (EST).
+create or replace function private.is_timezone(p_timezone text)
+returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  -- What else PostgreSQL takes for one (an offset, a rule) is more likely a slip.
+  if p_timezone !~ '^[A-Za-z][A-Za-z0-9_+/-]{1,63}$' then
+    return false;
+  end if;
+  perform now() at time zone p_timezone;
+  return true;
+exception when invalid_parameter_value then
+  return false;
+end;
+$$;
+
+revoke execute on function private.is_timezone(text) from public;
+comment on function private.is_timezone(text) is 'Whether this is a time zone.';
+
+-- file: private/insert_contacts.sql
+create type private.inserted_contacts as (added integer, duplicates integer, do_not_call integer);
+
+-- Append contacts to a locked batch, in the order given. p_contacts: a JSON array of 1 to 10,000
+-- objects with phone_number (E.164, required); first_name, last_name, email, company, title
+-- (text of at most 500 characters); timezone; custom_data (object); max_attempts (1 to 99,
+-- default 3); due_at (not before this time). All or none: a contact that is not such an object refuses
+-- them all. A number that the batch has already (the first one is kept; one that was
+-- skipped may come again) or that the agency must not call is left out, and counted.
+-- Raises PT400 (contacts_invalid; detail: errors, the first 100 with index and error, error_count).
+-- The caller holds the batch's lock.
+create or replace function private.insert_contacts(p_batch public.call_batches, p_contacts jsonb)
+returns private.inserted_contacts
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+declare
+  v_now       timestamptz := clock_timestamp();
+  v_timezones text[];
+  v_errors    jsonb;
+  v_count     integer;
+  v_result    private.inserted_contacts;
+begin
+  if jsonb_typeof(p_contacts) is distinct from 'array' or jsonb_array_length(p_contacts) not between 1 and 10000 then
+    raise sqlstate 'PT400' using message = 'contacts must be an array of 1 to 10,000 objects',
+      detail = '{"code": "contacts_invalid"}';
+  end if;
+
+  v_timezones := array(
+    select distinct g.contact ->> 'timezone'
+      from jsonb_array_elements(p_contacts) as g (contact)
+     where jsonb_typeof(g.contact -> 'timezone') = 'string');
+  v_timezones := array(select t.name from unnest(v_timezones) as t (name) where private.is_timezone(t.name));
+
+  select count(*)::integer, jsonb_agg(jsonb_build_object('index', e.index, 'error', e.error) order by e.index)
+                     filter (where e.place <= 100)
+    into v_count, v_errors
+    from (
+      select w.index, w.error, row_number() over (order by w.index) as place
+        from (
+          select g.place - 1 as index,
+                 case
+                   when jsonb_typeof(g.contact) <> 'object' then 'must be an object'
+                   when g.contact ->> 'phone_number' is null then 'phone_number is required'
+                   when jsonb_typeof(g.contact -> 'phone_number') <> 'string'
+                     or g.contact ->> 'phone_number' !~ '^\+[1-9][0-9]{6,14}$'
+                     then 'phone_number must be in E.164 form, such as +15551234567'
+                   when jsonb_typeof(g.contact -> 'timezone') <> 'null'
+                     and g.contact ->> 'timezone' <> all (v_timezones)
+                     then 'timezone is not known'
+                   when jsonb_typeof(g.contact -> 'custom_data') not in ('object', 'null')
+                     then 'custom_data must be an object'
+                   when jsonb_typeof(g.contact -> 'max_attempts') not in ('number', 'null')
+                     or g.contact ->> 'max_attempts' !~ '^[1-9][0-9]?$'
+                     then 'max_attempts must be a whole number from 1 to 99'
+                   when jsonb_typeof(g.contact -> 'due_at') not in ('string', 'null')
+                     or not private.is_timestamp(g.contact ->> 'due_at')
+                     then 'due_at must be a time in ISO 8601'
+                   else (
+                     select min(t.name) || ' must be a string of at most 500 characters'
+                       from unnest(array['first_name', 'last_name', 'email', 'company', 'title']) as t (name)
+                      where jsonb_typeof(g.contact -> t.name) not in ('string', 'null')
+                         or length(g.contact ->> t.name) > 500)
+                 end as error
+            from jsonb_array_elements(p_contacts) with ordinality as g (contact, place)) w
+       where w.error is not null) e;
+  if v_count > 0 then
+    raise sqlstate 'PT400' using
+      message = format('%s of %s contacts are invalid', v_count, jsonb_array_length(p_contacts)),
+      detail = jsonb_build_object('code', 'contacts_invalid', 'error_count', v_count, 'errors', v_errors)::text;
+  end if;
+
+  with given as materialized (
+    select g.place, g.contact ->> 'phone_number' as phone_number, g.contact,
+           -- With limits: each by its key, and never by reading the whole batch or list.
+           row_number() over (partition by g.contact ->> 'phone_number' order by g.place) > 1
+             or coalesce((select true from public.campaign_contacts c
+                           where c.agency_id = p_batch.agency_id and c.batch_id = p_batch.id
+                             and c.phone_number = g.contact ->> 'phone_number' and c.status <> 'skipped'
+                           limit 1), false) as is_duplicate,
+           coalesce((select true from public.do_not_call n
+                      where n.agency_id = p_batch.agency_id and n.phone_number = g.contact ->> 'phone_number'
+                      limit 1), false) as is_do_not_call
+      from jsonb_array_elements(p_contacts) with ordinality as g (contact, place)),
+  -- Numbered before the insert, so that each one's data finds it.
+  numbered as materialized (
+    select nextval(pg_get_serial_sequence('public.campaign_contacts', 'id')) as id, n.*
+      from (select g.* from given g where not g.is_duplicate and not g.is_do_not_call order by g.place) n),
+  added as (
+    insert into public.campaign_contacts (
+      agency_id, batch_id, id, phone_number, timezone, max_attempts, status, due_at)
+    select p_batch.agency_id, p_batch.id, n.id, n.phone_number, n.contact ->> 'timezone',
+           coalesce((n.contact ->> 'max_attempts')::smallint, 3),
+           case when n.contact ->> 'due_at' is null then 'pending' else 'scheduled' end::public.contact_status,
+           -- A contact with hours of its own is not called in its turn, but when it is due.
+           coalesce((n.contact ->> 'due_at')::timestamptz,
+                    case when n.contact ->> 'timezone' is not null
+                          and (p_batch.calling_start is not null or p_batch.allowed_days is not null) then v_now end)
+      from numbered n),
+  added_data as (
+    insert into public.contact_data (
+      agency_id, batch_id, contact_id, first_name, last_name, email, company, title, custom_data)
+    select p_batch.agency_id, p_batch.id, n.id, n.contact ->> 'first_name', n.contact ->> 'last_name',
+           n.contact ->> 'email', n.contact ->> 'company', n.contact ->> 'title',
+           coalesce(nullif(n.contact -> 'custom_data', 'null'), '{}')
+      from numbered n
+     where n.contact ?| array['first_name', 'last_name', 'email', 'company', 'title', 'custom_data'])
+  select (select count(*) from numbered)::integer,
+         (count(*) filter (where g.is_duplicate and not g.is_do_not_call))::integer,
+         (count(*) filter (where g.is_do_not_call))::integer
+    into v_result
+    from given g;
+  return v_result;
+end;
+$$;
+
+revoke execute on function private.insert_contacts(public.call_batches, jsonb) from public;
+comment on function private.insert_contacts(public.call_batches, jsonb) is 'Append contacts to a locked batch.';
+
+-- file: private/check_numbers.sql
+-- Refuse numbers that are not active ones of the agency. Raises PT400.
+create or replace function private.check_numbers(p_agency_id uuid, p_numbers text[])
+returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_number text;
+begin
+  if cardinality(p_numbers) not between 1 and 100 then
+    raise sqlstate 'PT400' using message = 'calling_numbers must be 1 to 100 numbers',
+      detail = '{"code": "calling_numbers_invalid"}';
+  end if;
+  select n.given into v_number
+    from unnest(p_numbers) as n (given)
+   where not exists (
+     select from public.agency_phone_numbers p
+      where p.agency_id = p_agency_id and p.phone_number = n.given and p.status = 'active' and p.is_active)
+   limit 1;
+  if found then
+    raise sqlstate 'PT400' using message = format('%s is not an active number of the agency', left(coalesce(v_number, 'null'), 50)),
+      detail = '{"code": "from_number_not_active"}';
+  end if;
+end;
+$$;
+
+revoke execute on function private.check_numbers(uuid, text[]) from public;
+comment on function private.check_numbers(uuid, text[]) is 'Refuse numbers that are not active ones of the agency.';
+
+-- file: private/check_batch.sql
+-- A new batch as it will be inserted: what the caller gave, checked against the agency, and what
+-- every batch starts with. Raises PT404 (no such
+-- agent, campaign or user in the agency), PT400 (a setting out of range; not an active number).
+create or replace function private.check_batch(
+  p_agency_id uuid, p_batch public.call_batches, p_actor private.actor)
+returns public.call_batches
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_batch   public.call_batches := p_batch;
+  v_missing text;
+  v_invalid text;
+begin
+  v_missing := case when p_batch.agent_mapping_id is null then 'agent_mapping_id'
+                    when p_batch.from_number is null then 'from_number'
+                    when p_batch.campaign_id is null then 'campaign_id' end;
+  if v_missing is not null then
+    raise sqlstate 'PT400' using message = v_missing || ' is required',
+      detail = format('{"code": "%s_required"}', v_missing);
+  end if;
+
+  v_batch.agency_id := p_agency_id;
+  v_batch.id := coalesce(p_batch.id, gen_random_uuid());
+  v_batch.user_id := coalesce(p_batch.user_id, case when p_actor.kind = 'user' then p_actor.id end);
+  v_batch.mode := case when p_batch.scheduled_for is null then 'immediate' else 'scheduled' end::public.batch_mode;
+  v_batch.status := case when p_batch.scheduled_for is null then 'pending' else 'scheduled' end::public.batch_status;
+  v_batch.total_contacts := 0;
+  v_batch.queued := 0;
+  v_batch.in_progress := 0;
+  v_batch.completed := 0;
+  v_batch.failed := 0;
+  v_batch.skipped := 0;
+  v_batch.skip_remaining := false;
+  v_batch.claim_cursor := 0;
+  v_batch.created_at := clock_timestamp();
+  v_batch.next_claim_at := v_batch.created_at;
+
+  -- Null is a limit that was not given: in the limits it is out of range, where it may be left out it is not.
+  v_invalid := case
+    when (p_batch.calls_per_minute between 1 and 60) is not true then 'calls_per_minute must be 1 to 60'
+    when (p_batch.max_concurrent between 1 and 100) is not true then 'max_concurrent must be 1 to 100'
+    when (p_batch.retry_delay_seconds between 0 and 604800) is not true then 'retry_delay_seconds must be 0 to 604800'
+    when p_batch.max_calls_per_number not between 1 and 100 then 'max_calls_per_number must be 1 to 100'
+    when p_batch.mode <> v_batch.mode and v_batch.mode = 'scheduled' then 'mode must be scheduled when scheduled_for is given'
+    when p_batch.mode <> v_batch.mode then 'mode scheduled needs a scheduled_for'
+    when cardinality(p_batch.allowed_days) = 0 or not p_batch.allowed_days <@ '{0,1,2,3,4,5,6}'
+      then 'allowed_days must be days from 0 (Sunday) to 6'
+    when not private.is_timezone(p_batch.timezone) then 'timezone is not known'
+    when length(p_batch.name) not between 1 and 500 then 'name must have 1 to 500 characters'
+    when length(p_batch.external_id) not between 1 and 500 then 'external_id must have 1 to 500 characters'
+    when cardinality(p_batch.retry_outcomes) > 100 then 'retry_outcomes must be at most 100'
+  end;
+  if v_invalid is not null then
+    raise sqlstate 'PT400' using message = v_invalid,
+      detail = format('{"code": "%s_invalid"}', split_part(v_invalid, ' ', 1));
+  end if;
+
+  if not exists (select from public.agent_mappings m
+                  where m.agency_id = p_agency_id and m.id = v_batch.agent_mapping_id) then
+    raise sqlstate 'PT404' using message = 'Agent not found',
+      detail = '{"code": "agent_not_found"}';
+  end if;
+  if not exists (select from public.campaigns c
+                  where c.agency_id = p_agency_id and c.id = v_batch.campaign_id) then
+    raise sqlstate 'PT404' using message = 'Campaign not found',
+      detail = '{"code": "campaign_not_found"}';
+  end if;
+  if v_batch.user_id is not null and not exists (
+       select from public.users u where u.agency_id = p_agency_id and u.id = v_batch.user_id) then
+    raise sqlstate 'PT404' using message = 'User not found',
+      detail = '{"code": "user_not_found"}';
+  end if;
+  perform private.check_numbers(p_agency_id, array[v_batch.from_number]);
+  perform private.check_numbers(p_agency_id, v_batch.calling_numbers);
+  return v_batch;
+end;
+$$;
+
+revoke execute on function private.check_batch(uuid, public.call_batches, private.actor) from public;
+comment on function private.check_batch(uuid, public.call_batches, private.actor) is 'A new batch, checked.';
 
 -- file: private/check_counters.sql
 -- Every batch whose counters do not say what its contacts are: no row means that the books
@@ -886,6 +1327,511 @@ $$;
 revoke execute on function private.recount_batch(uuid) from public;
 grant  execute on function private.recount_batch(uuid) to service_role, lastcall_admin;
 comment on function private.recount_batch(uuid) is 'Set a batch''s counters to what its contacts are.';
+
+-- file: api/create_batch.sql
+create type public.create_batch_result as (
+  batch_id         uuid,
+  status           public.batch_status,
+  total_contacts   integer,
+  agent_mapping_id uuid,
+  agent_name       text,
+  from_number      text,
+  duplicates       integer,  -- left out: the number came before in the same request
+  do_not_call      integer   -- left out: on the agency's do-not-call list
+);
+
+-- Which agency an agent is of, before a procedure for that agency runs: a user's own agency, whatever
+-- the id; for a service or a console, the agency of that agent. Raises PT401, PT400 (no id), PT404.
+create or replace function private.find_agent_agency(p_agent_mapping_id uuid)
+returns uuid
+language plpgsql stable
+security definer  -- looks at agents of every agency for a service or a console
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_actor     private.actor := private.current_actor();
+  v_agency_id uuid;
+begin
+  if v_actor.kind = 'user' then
+    return v_actor.agency_id;
+  end if;
+  if p_agent_mapping_id is null then
+    raise sqlstate 'PT400' using message = 'agent_mapping_id is required',
+      detail = '{"code": "agent_mapping_id_required"}';
+  end if;
+  select m.agency_id into v_agency_id from public.agent_mappings m where m.id = p_agent_mapping_id;
+  if not found then
+    raise sqlstate 'PT404' using message = 'Agent not found',
+      detail = '{"code": "agent_not_found"}';
+  end if;
+  return v_agency_id;
+end;
+$$;
+
+revoke execute on function private.find_agent_agency(uuid) from public;
+grant  execute on function private.find_agent_agency(uuid) to authenticated, service_role, lastcall_admin;
+comment on function private.find_agent_agency(uuid) is 'Which agency an agent is of.';
+
+-- Create a batch with its first 1 to 10,000 contacts (see private.insert_contacts): it is dialed from the next run
+-- of process_batches on, or from its scheduled_for on. p_batch: the columns of the batch that the caller gives, the
+-- others null; p_contacts: a JSON array. All or nothing.
+-- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no such agent, campaign or
+-- user in the agency), PT400 (a setting out of range; not an active number of the agency; invalid contacts,
+-- or none left to call), PT409 (idempotency key reused; external id taken).
+-- Contract: calls-batch-create.
+create or replace function private.create_batch(
+  p_agency_id uuid, p_batch public.call_batches, p_contacts jsonb, p_idempotency_key text)
+returns public.create_batch_result
+language plpgsql volatile
+security definer  -- callers hold no table grants; this is their only door
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_actor    private.actor := private.require_admin(p_agency_id);
+  v_request  jsonb := jsonb_build_object(
+    'procedure', 'create_batch', 'batch', to_jsonb(p_batch), 'actor', v_actor.id,
+    'contacts', encode(sha256(convert_to(p_contacts::text, 'UTF8')), 'hex'));
+  v_answer   jsonb;
+  v_agent    public.agent_mappings;
+  v_batch    public.call_batches;
+  v_contacts private.inserted_contacts;
+  v_result   public.create_batch_result;
+begin
+  v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
+  if v_answer is not null then
+    return jsonb_populate_record(v_result, v_answer);
+  end if;
+
+  v_batch := private.check_batch(p_agency_id, p_batch, v_actor);
+  select m.* into v_agent
+    from public.agent_mappings m
+   where m.agency_id = p_agency_id and m.id = v_batch.agent_mapping_id;
+
+  begin
+    insert into public.call_batches select v_batch.*;
+    v_contacts := private.insert_contacts(v_batch, p_contacts);
+    if v_contacts.added = 0 then
+      raise sqlstate 'PT400' using message = 'No contact is left to call: every number is on the do-not-call list',
+        detail = jsonb_build_object('code', 'no_contacts', 'do_not_call', v_contacts.do_not_call)::text;
+    end if;
+    update public.call_batches b
+       set total_contacts = v_contacts.added
+     where b.agency_id = p_agency_id and b.id = v_batch.id;
+
+    v_result := row(v_batch.id, v_batch.status, v_contacts.added, v_agent.id, v_agent.ultravox_agent_name,
+      v_batch.from_number, v_contacts.duplicates, v_contacts.do_not_call);
+    v_batch.status := null;  -- it came from nowhere
+    perform private.record_event(p_agency_id, v_batch, v_actor, 'create', v_result.status, v_contacts.added,
+      p_idempotency_key => p_idempotency_key, p_request => v_request, p_response => to_jsonb(v_result));
+  exception
+    when unique_violation then
+      raise sqlstate 'PT409' using message = 'Another batch of the agency has this id or external_id',
+        detail = '{"code": "batch_id_taken"}';
+    when sqlstate 'PT409' then
+      -- Of two equal requests at once, the second one waited for the first one's answer.
+      v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
+      return jsonb_populate_record(v_result, v_answer);
+  end;
+  return v_result;
+end;
+$$;
+
+revoke execute on function private.create_batch(uuid, public.call_batches, jsonb, text) from public;
+grant  execute on function private.create_batch(uuid, public.call_batches, jsonb, text) to authenticated, service_role, lastcall_admin;
+comment on function private.create_batch(uuid, public.call_batches, jsonb, text) is 'public.create_batch, for a known agency.';
+
+-- The door to private.create_batch for users, services and consoles.
+-- agent_mapping_id, campaign_id, from_number: of the agency; contacts: see private.insert_contacts.
+-- calls_per_minute: 1 to 60. max_concurrent: 1 to 100. scheduled_for: null is at once. mode: immediate or scheduled,
+-- if given, must agree with scheduled_for. user_id: the user of the agency whose batch it is, by default the caller.
+-- calling_numbers: more numbers of the agency, called from in turn.
+-- retry_delay_seconds: 0 to 604800 until a failed call is tried again; retry_outcomes: only after these.
+-- calling_hours: {"start": "09:00", "end": "17:00"}; allowed_days: 0 (Sunday) to 6; both in timezone, or in the
+-- contact's own. max_calls_per_number: in any 24 hours, with the agency's other batches, 1 to 100.
+-- idempotency_key: a repeat with the same key and arguments gets the first answer again.
+create or replace function public.create_batch(
+  agent_mapping_id uuid default null, from_number text default null, campaign_id uuid default null,
+  contacts jsonb default null, calls_per_minute integer default 30, max_concurrent integer default 10,
+  scheduled_for timestamptz default null, mode public.batch_mode default null,
+  name text default null, external_id text default null, user_id uuid default null,
+  calling_numbers text[] default null, retry_delay_seconds integer default 60, retry_outcomes text[] default null,
+  calling_hours jsonb default null, allowed_days integer[] default null, timezone text default null,
+  max_calls_per_number integer default null, idempotency_key text default null)
+returns public.create_batch_result
+language plpgsql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  v_time  constant text := '^([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?$';
+  v_batch public.call_batches;
+begin
+  if calling_hours is not null and (
+       jsonb_typeof(calling_hours) <> 'object'
+       or calling_hours ->> 'start' is null or calling_hours ->> 'start' !~ v_time
+       or calling_hours ->> 'end' is null or calling_hours ->> 'end' !~ v_time
+       or calling_hours ->> 'start' = calling_hours ->> 'end') then
+    raise sqlstate 'PT400' using message = 'calling_hours must have a start and another end, such as {"start": "09:00", "end": "17:00"}',
+      detail = '{"code": "calling_hours_invalid"}';
+  end if;
+  v_batch.agent_mapping_id := agent_mapping_id;
+  v_batch.from_number := from_number;
+  v_batch.campaign_id := campaign_id;
+  v_batch.calls_per_minute := calls_per_minute;
+  v_batch.max_concurrent := max_concurrent;
+  v_batch.scheduled_for := scheduled_for;
+  v_batch.mode := mode;
+  v_batch.name := name;
+  v_batch.external_id := external_id;
+  v_batch.user_id := user_id;
+  v_batch.calling_numbers := calling_numbers;
+  v_batch.retry_delay_seconds := retry_delay_seconds;
+  v_batch.retry_outcomes := retry_outcomes;
+  v_batch.calling_start := calling_hours ->> 'start';
+  v_batch.calling_end := calling_hours ->> 'end';
+  v_batch.allowed_days := allowed_days;
+  v_batch.timezone := timezone;
+  v_batch.max_calls_per_number := max_calls_per_number;
+  return private.create_batch(private.find_agent_agency(agent_mapping_id), v_batch, contacts, idempotency_key);
+end;
+$$;
+
+revoke execute on function public.create_batch(
+  uuid, text, uuid, jsonb, integer, integer, timestamptz, public.batch_mode, text, text, uuid, text[], integer,
+  text[], jsonb, integer[], text, integer, text) from public, anon;
+grant  execute on function public.create_batch(
+  uuid, text, uuid, jsonb, integer, integer, timestamptz, public.batch_mode, text, text, uuid, text[], integer,
+  text[], jsonb, integer[], text, integer, text) to authenticated, service_role, lastcall_admin;
+comment on function public.create_batch(
+  uuid, text, uuid, jsonb, integer, integer, timestamptz, public.batch_mode, text, text, uuid, text[], integer,
+  text[], jsonb, integer[], text, integer, text) is
+  'Create a call batch with its first contacts.';
+
+-- file: api/add_contacts.sql
+create type public.add_contacts_result as (
+  success        boolean,
+  batch_id       uuid,
+  added          integer,
+  duplicates     integer,  -- left out: the batch has the number already
+  do_not_call    integer,  -- left out: on the agency's do-not-call list
+  total_contacts integer
+);
+
+-- Add 1 to 10,000 contacts to a batch, at the end of its dial order (see private.insert_contacts). Under
+-- the batch's lock, so that none slips into a batch that is being cancelled, nor behind the claim cursor.
+-- Raises PT401, PT403 (of no agency; not an owner or admin), PT404 (no such batch of the agency), PT400
+-- (invalid contacts; batch completed or cancelled), PT409 (idempotency key reused).
+create or replace function private.add_contacts(
+  p_agency_id uuid, p_batch_id uuid, p_contacts jsonb, p_idempotency_key text)
+returns public.add_contacts_result
+language plpgsql volatile
+security definer  -- callers hold no table grants; this is their only door
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_actor    private.actor := private.require_admin(p_agency_id);
+  v_request  jsonb := jsonb_build_object(
+    'procedure', 'add_contacts', 'batch_id', p_batch_id, 'actor', v_actor.id,
+    'contacts', encode(sha256(convert_to(p_contacts::text, 'UTF8')), 'hex'));
+  v_answer   jsonb;
+  v_batch    public.call_batches;
+  v_contacts private.inserted_contacts;
+  v_result   public.add_contacts_result;
+begin
+  v_batch := private.lock_batch(p_agency_id, p_batch_id);
+  v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
+  if v_answer is not null then
+    return jsonb_populate_record(v_result, v_answer);
+  end if;
+  if v_batch.status in ('completed', 'cancelled') then
+    raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
+      detail = format('{"code": "batch_already_%s"}', v_batch.status);
+  end if;
+
+  v_contacts := private.insert_contacts(v_batch, p_contacts);
+  update public.call_batches b
+     set total_contacts = b.total_contacts + v_contacts.added,
+         next_claim_at = least(b.next_claim_at, clock_timestamp())
+   where b.agency_id = p_agency_id and b.id = p_batch_id and v_contacts.added > 0;
+  v_result := row(true, p_batch_id, v_contacts.added, v_contacts.duplicates, v_contacts.do_not_call,
+    v_batch.total_contacts + v_contacts.added);
+  perform private.record_event(p_agency_id, v_batch, v_actor, 'add_contacts', v_batch.status, v_contacts.added,
+    p_idempotency_key => p_idempotency_key, p_request => v_request, p_response => to_jsonb(v_result));
+  return v_result;
+end;
+$$;
+
+revoke execute on function private.add_contacts(uuid, uuid, jsonb, text) from public;
+grant  execute on function private.add_contacts(uuid, uuid, jsonb, text) to authenticated, service_role, lastcall_admin;
+comment on function private.add_contacts(uuid, uuid, jsonb, text) is 'public.add_contacts, for a batch of a known agency.';
+
+-- The door to private.add_contacts for users, services and consoles.
+-- idempotency_key: a repeat with the same key and arguments gets the first answer again.
+create or replace function public.add_contacts(
+  batch_id uuid default null, contacts jsonb default null, idempotency_key text default null)
+returns public.add_contacts_result
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.add_contacts(private.find_batch_agency(batch_id), batch_id, contacts, idempotency_key)
+$$;
+
+revoke execute on function public.add_contacts(uuid, jsonb, text) from public, anon;
+grant  execute on function public.add_contacts(uuid, jsonb, text) to authenticated, service_role, lastcall_admin;
+comment on function public.add_contacts(uuid, jsonb, text) is 'Add contacts to a call batch, at the end of its dial order.';
+
+-- file: api/start_batch.sql
+create type public.start_batch_result as (
+  batch_id           text,                 -- as it was given
+  status             public.batch_status,
+  contacts_added     integer,              -- with call_data
+  duplicates         integer,
+  do_not_call        integer,
+  contacts_replaced  integer               -- with call_data: skipped instead
+);
+
+-- Start a batch now: one that waits for its time, or that is paused or stopped. Starting one that is being
+-- dialed is a success. With p_contacts (see private.insert_contacts), these are called instead of the stored contacts
+-- that were not called yet, which are skipped; with p_calling_numbers, from these numbers of the agency.
+-- The batch and user come from private.find_user_batch and are checked again here.
+-- Raises PT401, PT403 (of no agency; neither the user nor an owner or admin), PT404 (no such batch of the user),
+-- PT400 (completed, cancelled or failed; invalid contacts; not an active number), PT409 (idempotency key reused).
+-- Contract: start-calling, from stopped too.
+create or replace function private.start_batch(
+  p_agency_id uuid, p_batch_id uuid, p_user_id uuid, p_given_id text, p_contacts jsonb, p_calling_numbers text[],
+  p_idempotency_key text, p_reason text)
+returns public.start_batch_result
+language plpgsql volatile
+security definer  -- callers hold no table grants; this is their only door
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_actor    private.actor := private.require_actor(p_agency_id);
+  v_batch    public.call_batches;
+  v_request  jsonb := jsonb_build_object(
+    'procedure', 'start_batch', 'given_id', p_given_id, 'batch_id', p_batch_id, 'user_id', p_user_id,
+    'contacts', encode(sha256(convert_to(p_contacts::text, 'UTF8')), 'hex'), 'calling_numbers', p_calling_numbers,
+    'reason', p_reason, 'actor', v_actor.id);
+  v_answer   jsonb;
+  v_now      timestamptz;
+  v_contacts private.inserted_contacts := (0, 0, 0);
+  v_replaced integer := 0;
+  v_result   public.start_batch_result;
+begin
+  if not private.is_agency_admin(v_actor) and p_user_id is distinct from v_actor.id then
+    raise sqlstate 'PT403' using message = 'Only the user, or an owner or admin of the agency, may do this',
+      detail = '{"code": "role_not_allowed"}';
+  end if;
+
+  v_batch := private.lock_batch(p_agency_id, p_batch_id);
+  v_now := clock_timestamp();
+  if p_user_id is not null and v_batch.user_id is distinct from p_user_id then
+    raise sqlstate 'PT404' using message = 'Batch not found',
+      detail = '{"code": "batch_not_found"}';
+  end if;
+  v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
+  if v_answer is not null then
+    return jsonb_populate_record(v_result, v_answer);
+  end if;
+  if v_batch.status in ('completed', 'cancelled', 'failed') then
+    raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
+      detail = format('{"code": "batch_already_%s"}', v_batch.status);
+  end if;
+  perform private.check_numbers(p_agency_id, p_calling_numbers);
+
+  if p_contacts is not null then
+    v_replaced := private.skip_remaining(p_agency_id, p_batch_id, 'Replaced');
+    v_contacts := private.insert_contacts(v_batch, p_contacts);
+  end if;
+  update public.call_batches b
+     set status = 'processing',
+         queued = case when p_contacts is null then b.queued else 0 end,
+         skipped = b.skipped + v_replaced,
+         total_contacts = b.total_contacts + v_contacts.added,
+         calling_numbers = coalesce(p_calling_numbers, b.calling_numbers),
+         mode = 'immediate',
+         scheduled_for = null,
+         started_at = coalesce(b.started_at, v_now),
+         paused_at = null,
+         stopped_at = null,
+         skip_remaining = false,
+         next_claim_at = case when b.status = 'processing' then least(b.next_claim_at, v_now) else v_now end
+   where b.agency_id = p_agency_id and b.id = p_batch_id;
+  v_result := row(p_given_id, 'processing'::public.batch_status,
+    v_contacts.added, v_contacts.duplicates, v_contacts.do_not_call, v_replaced);
+  perform private.record_event(p_agency_id, v_batch, v_actor, 'start', 'processing', v_contacts.added + v_replaced,
+    p_on_behalf_of => p_user_id, p_reason => p_reason, p_idempotency_key => p_idempotency_key,
+    p_request => v_request, p_response => to_jsonb(v_result));
+  return v_result;
+end;
+$$;
+
+revoke execute on function private.start_batch(uuid, uuid, uuid, text, jsonb, text[], text, text) from public;
+grant  execute on function private.start_batch(uuid, uuid, uuid, text, jsonb, text[], text, text) to authenticated, service_role, lastcall_admin;
+comment on function private.start_batch(uuid, uuid, uuid, text, jsonb, text[], text, text) is 'public.start_batch, for a batch and user of a known agency.';
+
+-- The door to private.start_batch for users, services and consoles; these two may leave the user out.
+-- batch_id, user_id: UUIDs or external ids. contacts: called instead of those stored.
+-- calling_numbers: E.164, active numbers of the agency, called from in turn.
+-- idempotency_key: a repeat with the same key and arguments gets the first answer again.
+-- reason: kept in the audit trail.
+create or replace function public.start_batch(
+  batch_id text default null, user_id text default null, contacts jsonb default null, calling_numbers text[] default null,
+  idempotency_key text default null, reason text default null)
+returns public.start_batch_result
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.start_batch(
+           t.agency_id, t.batch_id, t.user_id, $1, contacts, calling_numbers, idempotency_key, reason)
+    from private.find_user_batch($1, $2) t
+$$;
+
+revoke execute on function public.start_batch(text, text, jsonb, text[], text, text) from public, anon;
+grant  execute on function public.start_batch(text, text, jsonb, text[], text, text) to authenticated, service_role, lastcall_admin;
+comment on function public.start_batch(text, text, jsonb, text[], text, text) is
+  'Start a call batch now, from waiting, paused or stopped.';
+
+-- file: api/retry_batch.sql
+create type public.retry_batch_result as (
+  batch_id       uuid,
+  status         public.batch_status,
+  total_contacts integer,
+  retry_of       uuid,
+  do_not_call    integer  -- left out: on the agency's do-not-call list since
+);
+
+-- Dial the failed contacts of a batch again: a new batch of them, with the settings of the old one, which
+-- stays as it is. What an earlier retry of the same batch took is not taken twice. p_outcomes: only those whose last call had one of these; null: all. p_scheduled_for: null is at once.
+-- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no such batch of the agency),
+-- PT400 (no contact failed so, or all were taken), PT409 (idempotency key reused).
+create or replace function private.retry_batch(
+  p_agency_id uuid, p_batch_id uuid, p_outcomes text[], p_scheduled_for timestamptz,
+  p_idempotency_key text, p_reason text)
+returns public.retry_batch_result
+language plpgsql volatile
+security definer  -- callers hold no table grants; this is their only door
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan
+as $$
+declare
+  v_actor   private.actor := private.require_admin(p_agency_id);
+  v_request jsonb := jsonb_build_object(
+    'procedure', 'retry_batch', 'batch_id', p_batch_id, 'outcomes', p_outcomes, 'scheduled_for', p_scheduled_for,
+    'reason', p_reason, 'actor', v_actor.id);
+  v_answer  jsonb;
+  v_batch   public.call_batches;
+  v_retry   public.call_batches;
+  v_failed  integer;
+  v_added   integer;
+  v_result  public.retry_batch_result;
+begin
+  -- Held, so that of two retries at once the second one sees the first one's.
+  v_batch := private.lock_batch(p_agency_id, p_batch_id);
+  v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
+  if v_answer is not null then
+    return jsonb_populate_record(v_result, v_answer);
+  end if;
+
+  v_retry := v_batch;
+  v_retry.id := gen_random_uuid();
+  v_retry.external_id := null;
+  v_retry.retry_of := p_batch_id;
+  v_retry.mode := case when p_scheduled_for is null then 'immediate' else 'scheduled' end::public.batch_mode;
+  v_retry.status := case when p_scheduled_for is null then 'pending' else 'scheduled' end::public.batch_status;
+  v_retry.scheduled_for := p_scheduled_for;
+  v_retry.total_contacts := 0;
+  v_retry.queued := 0;
+  v_retry.in_progress := 0;
+  v_retry.completed := 0;
+  v_retry.failed := 0;
+  v_retry.skipped := 0;
+  v_retry.started_at := null;
+  v_retry.paused_at := null;
+  v_retry.stopped_at := null;
+  v_retry.completed_at := null;
+  v_retry.error_message := null;
+  v_retry.skip_remaining := false;
+  v_retry.claim_cursor := 0;
+  v_retry.created_at := clock_timestamp();
+  v_retry.next_claim_at := v_retry.created_at;
+  v_retry.last_claimed_at := null;
+  insert into public.call_batches select v_retry.*;
+
+  with failed as materialized (
+    select c.id as old_id, c.phone_number, c.timezone, c.max_attempts,
+           coalesce((select true from public.do_not_call n
+                      where n.agency_id = p_agency_id and n.phone_number = c.phone_number
+                      limit 1), false) as is_do_not_call
+      from public.campaign_contacts c
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.status = 'failed'
+       and (p_outcomes is null or c.outcome = any (p_outcomes))
+       and not exists (select from public.campaign_contacts r
+                         join public.call_batches b on b.agency_id = r.agency_id and b.id = r.batch_id
+                        where r.agency_id = p_agency_id and r.phone_number = c.phone_number
+                          and b.retry_of = p_batch_id)),
+  numbered as materialized (
+    select nextval(pg_get_serial_sequence('public.campaign_contacts', 'id')) as id, f.*
+      from (select * from failed where not is_do_not_call order by old_id) f),
+  added as (
+    insert into public.campaign_contacts (agency_id, batch_id, id, phone_number, timezone, max_attempts, due_at)
+    select p_agency_id, v_retry.id, n.id, n.phone_number, n.timezone, n.max_attempts,
+           case when n.timezone is not null and (v_retry.calling_start is not null or v_retry.allowed_days is not null)
+             then v_retry.created_at end
+      from numbered n),
+  added_data as (
+    insert into public.contact_data (
+      agency_id, batch_id, contact_id, first_name, last_name, email, company, title, custom_data)
+    select d.agency_id, v_retry.id, n.id, d.first_name, d.last_name, d.email, d.company, d.title, d.custom_data
+      from numbered n
+      join public.contact_data d on d.agency_id = p_agency_id and d.batch_id = p_batch_id and d.contact_id = n.old_id)
+  select count(*)::integer, (count(*) filter (where not f.is_do_not_call))::integer
+    into v_failed, v_added from failed f;
+  if v_added = 0 then
+    raise sqlstate 'PT400' using message = 'The batch has no failed contact that can be called again',
+      detail = '{"code": "no_contacts"}';
+  end if;
+  update public.call_batches b
+     set total_contacts = v_added
+   where b.agency_id = p_agency_id and b.id = v_retry.id;
+
+  v_result := row(v_retry.id, v_retry.status, v_added, p_batch_id, v_failed - v_added);
+  perform private.record_event(p_agency_id, v_batch, v_actor, 'retry', v_batch.status, v_added,
+    p_reason => p_reason, p_idempotency_key => p_idempotency_key,
+    p_request => v_request, p_response => to_jsonb(v_result));
+  v_retry.status := null;  -- it came from nowhere
+  perform private.record_event(p_agency_id, v_retry, v_actor, 'create', v_result.status, v_added, p_reason => p_reason);
+  return v_result;
+end;
+$$;
+
+revoke execute on function private.retry_batch(uuid, uuid, text[], timestamptz, text, text) from public;
+grant  execute on function private.retry_batch(uuid, uuid, text[], timestamptz, text, text) to authenticated, service_role, lastcall_admin;
+comment on function private.retry_batch(uuid, uuid, text[], timestamptz, text, text) is 'public.retry_batch, for a batch of a known agency.';
+
+-- The door to private.retry_batch for users, services and consoles.
+-- outcomes: only contacts whose last call had one of these. scheduled_for: null is at once.
+-- idempotency_key: a repeat with the same key and arguments gets the first answer again.
+-- reason: kept in the audit trail.
+create or replace function public.retry_batch(
+  batch_id uuid default null, outcomes text[] default null, scheduled_for timestamptz default null,
+  idempotency_key text default null, reason text default null)
+returns public.retry_batch_result
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.retry_batch(
+    private.find_batch_agency(batch_id), batch_id, outcomes, scheduled_for, idempotency_key, reason)
+$$;
+
+revoke execute on function public.retry_batch(uuid, text[], timestamptz, text, text) from public, anon;
+grant  execute on function public.retry_batch(uuid, text[], timestamptz, text, text) to authenticated, service_role, lastcall_admin;
+comment on function public.retry_batch(uuid, text[], timestamptz, text, text) is
+  'Dial the failed contacts of a call batch again, as a new batch.';
 
 -- file: api/cancel_batch.sql
 create type public.cancel_batch_result as (
@@ -977,7 +1923,7 @@ create type public.stop_batch_result as (
 -- Stop a batch: no further call starts, the call queue is emptied, calls in progress finish.
 -- Contacts stay, and the batch can be resumed; with p_skip_remaining those not yet
 -- called are skipped. Stopping a stopped batch is a success. The batch and user come from
--- private.find_stop_target and are checked again here.
+-- private.find_user_batch and are checked again here.
 -- Raises PT401, PT403 (of no agency; neither the user nor an owner or admin), PT404 (no such batch of
 -- the user), PT400 (already completed or cancelled), PT409 (idempotency key reused).
 -- Contract: stop-calling.
@@ -1058,12 +2004,12 @@ set search_path = pg_catalog, pg_temp
 as $$
   select private.stop_batch(
            t.agency_id, t.batch_id, t.user_id, $1, coalesce(skip_remaining, false), idempotency_key, reason)
-    from private.find_stop_target($1, $2) t
+    from private.find_user_batch($1, $2) t
 $$;
 
 revoke execute on function public.stop_batch(text, text, boolean, text, text) from public, anon;
 grant  execute on function public.stop_batch(text, text, boolean, text, text) to authenticated, service_role, lastcall_admin;
-grant  execute on function private.find_stop_target(text, text) to authenticated, service_role, lastcall_admin;
+grant  execute on function private.find_user_batch(text, text) to authenticated, service_role, lastcall_admin;
 comment on function public.stop_batch(text, text, boolean, text, text) is
   'Stop a call batch: its queue is emptied, calls in progress finish; it can be resumed.';
 
@@ -1329,92 +2275,6 @@ grant  execute on function public.list_user_batches(text, integer, integer, text
 comment on function public.list_user_batches(text, integer, integer, text) is
   'A user''s call batches with their progress, newest first.';
 
--- file: dialer/add_contacts.sql
--- Add contacts to a batch, at the end of its dial order. p_contacts: a JSON array of objects
--- with phone_number (required), custom_data (object), max_attempts (default 3) and due_at
--- (not before this time). Returns how many were added. Under the batch's lock, so that none
--- slips into a batch that is being cancelled, nor behind the claim cursor.
--- Raises PT401, PT403 (not a service or console), PT404, PT400 (not such an array; batch
--- completed or cancelled).
-create or replace function private.add_contacts(p_agency_id uuid, p_batch_id uuid, p_contacts jsonb)
-returns integer
-language plpgsql volatile
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_actor private.actor := private.require_service();
-  v_batch public.call_batches;
-  v_now   timestamptz;
-  v_added integer;
-begin
-  if jsonb_typeof(p_contacts) is distinct from 'array' or exists (
-       select from jsonb_array_elements(p_contacts) as g (contact)
-        where jsonb_typeof(g.contact) <> 'object'
-           or jsonb_typeof(g.contact -> 'phone_number') is distinct from 'string'
-           or jsonb_typeof(g.contact -> 'custom_data') not in ('object', 'null')
-           or g.contact ->> 'max_attempts' !~ '^[1-9]\d{0,3}$'
-           or g.contact ->> 'due_at' !~ '^\d{4}-\d\d-\d\d[T ]\d\d:\d\d') then
-    raise sqlstate 'PT400' using message = 'contacts must be an array of objects with a phone_number and, if given, custom_data (object), max_attempts (1 to 9999), due_at (ISO 8601)',
-      detail = '{"code": "contacts_invalid"}';
-  end if;
-
-  v_batch := private.lock_batch(p_agency_id, p_batch_id);
-  v_now := clock_timestamp();
-  if v_batch.status in ('completed', 'cancelled') then
-    raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
-      detail = format('{"code": "batch_already_%s"}', v_batch.status);
-  end if;
-
-  begin
-    -- Numbered before the insert, so that each one's data finds it.
-    with given as materialized (
-      select nextval(pg_get_serial_sequence('public.campaign_contacts', 'id')) as id, g.contact
-        from jsonb_array_elements(p_contacts) with ordinality as g (contact, place)
-       order by g.place),
-    added as (
-      insert into public.campaign_contacts (agency_id, batch_id, id, phone_number, max_attempts, status, due_at)
-      select p_agency_id, p_batch_id, g.id, g.contact ->> 'phone_number',
-             coalesce((g.contact ->> 'max_attempts')::smallint, 3),
-             case when g.contact ->> 'due_at' is null then 'pending' else 'scheduled' end::public.contact_status,
-             (g.contact ->> 'due_at')::timestamptz
-        from given g),
-    added_data as (
-      insert into public.contact_data (agency_id, batch_id, contact_id, custom_data)
-      select p_agency_id, p_batch_id, g.id, g.contact -> 'custom_data'
-        from given g
-       where jsonb_typeof(g.contact -> 'custom_data') = 'object' and g.contact -> 'custom_data' <> '{}')
-    select count(*)::integer into v_added from given;
-  exception when data_exception then  -- a time that is none, such as the 31st of June
-    raise sqlstate 'PT400' using message = 'due_at must be a time', detail = '{"code": "contacts_invalid"}';
-  end;
-
-  update public.call_batches b
-     set total_contacts = b.total_contacts + v_added,
-         next_claim_at = least(b.next_claim_at, v_now)
-   where b.agency_id = p_agency_id and b.id = p_batch_id;
-  perform private.record_event(p_agency_id, v_batch, v_actor, 'add_contacts', v_batch.status, v_added);
-  return v_added;
-end;
-$$;
-
-revoke execute on function private.add_contacts(uuid, uuid, jsonb) from public;
-grant  execute on function private.add_contacts(uuid, uuid, jsonb) to service_role, lastcall_admin;
-comment on function private.add_contacts(uuid, uuid, jsonb) is 'public.add_contacts, for a batch of a known agency.';
-
-create or replace function public.add_contacts(batch_id uuid, contacts jsonb)
-returns integer
-language sql volatile
-security invoker
-set search_path = pg_catalog, pg_temp
-as $$
-  select private.add_contacts(private.find_batch_agency(batch_id), batch_id, contacts)
-$$;
-
-revoke execute on function public.add_contacts(uuid, jsonb) from public, anon, authenticated;
-grant  execute on function public.add_contacts(uuid, jsonb) to service_role, lastcall_admin;
-comment on function public.add_contacts(uuid, jsonb) is 'Add contacts to a batch, at the end of its dial order.';
-
 -- file: dialer/claim_contacts.sql
 create type public.claimed_contact as (
   agency_id        uuid,
@@ -1422,14 +2282,17 @@ create type public.claimed_contact as (
   call_id          bigint,
   contact_id       bigint,
   phone_number     text,
+  from_number      text,
+  agent_mapping_id uuid,
   attempt          smallint,
-  custom_data      jsonb,
+  custom_data      jsonb,     -- with first_name, last_name, email, company and title, where known
   lease_expires_at timestamptz
 );
 
 -- Claim the next contacts of one batch under a lease of p_lease_seconds, at most
 -- p_max_contacts, and no more than the batch's max_concurrent and calls_per_minute leave
--- room for. First those that came back and are due, then the others in dial order.
+-- room for. First those that came back and are due, then the others in dial order; outside the
+-- batch's calling hours only those that are due and have a time zone of their own.
 -- Returns nothing, without waiting, when someone else holds the batch: claimers never queue
 -- up in front of a cancel.
 create or replace function private.claim_batch(
@@ -1447,9 +2310,11 @@ declare
   v_now         timestamptz;
   v_expires_at  timestamptz;
   v_call_ids    constant regclass := pg_get_serial_sequence('public.calls', 'id')::regclass;
+  v_opens_at    timestamptz;
   v_limit       integer;
   v_recent      timestamptz[];
   v_due         bigint[];
+  v_turns       integer;
   v_in_turn     bigint[];
   v_first       bigint;
   v_last        bigint;
@@ -1486,21 +2351,25 @@ begin
   if v_limit = 0 then
     return;
   end if;
+  v_opens_at := private.next_calling_time(
+    v_batch.calling_start, v_batch.calling_end, v_batch.allowed_days, v_batch.timezone, v_now);
 
   v_due := array(
     select c.id
       from public.campaign_contacts c
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id
        and c.due_at <= v_now and c.status in ('pending', 'scheduled')
+       and (v_opens_at = v_now or c.timezone is not null)
      order by c.due_at
      limit v_limit);
+  v_turns := case when v_opens_at = v_now then v_limit - cardinality(v_due) else 0 end;
   v_in_turn := array(
     select c.id
       from public.campaign_contacts c
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id > v_batch.claim_cursor
        and c.due_at is null and c.status in ('pending', 'scheduled')
      order by c.agency_id, c.batch_id, c.id
-     limit v_limit - cardinality(v_due));
+     limit v_turns);
 
   -- By runs of neighbouring ids, each a range of the primary key: "= any" and a join can be planned
   -- to read the whole batch.
@@ -1525,8 +2394,13 @@ begin
         insert into public.calls (agency_id, batch_id, id, contact_id, attempt, created_at, lease_expires_at)
         select p_agency_id, p_batch_id, n.call_id, n.id, n.attempt, v_now, v_expires_at
           from numbered n)
-      select p_agency_id, p_batch_id, n.call_id, n.id, n.phone_number, n.attempt,
-             coalesce((select d.custom_data
+      select p_agency_id, p_batch_id, n.call_id, n.id, n.phone_number,
+             coalesce(v_batch.calling_numbers[1 + n.call_id % cardinality(v_batch.calling_numbers)],
+                      v_batch.from_number),
+             v_batch.agent_mapping_id, n.attempt,
+             coalesce((select jsonb_strip_nulls(jsonb_build_object(
+                                'first_name', d.first_name, 'last_name', d.last_name, 'email', d.email,
+                                'company', d.company, 'title', d.title)) || d.custom_data
                          from public.contact_data d
                         where d.agency_id = p_agency_id and d.batch_id = p_batch_id
                           and d.contact_id = n.id), '{}'),
@@ -1537,15 +2411,30 @@ begin
 
   update public.call_batches b
      set queued = b.queued + cardinality(v_due) + cardinality(v_in_turn),
-         claim_cursor = coalesce(v_in_turn[cardinality(v_in_turn)], b.claim_cursor),
+         claim_cursor = coalesce(
+           case when cardinality(v_in_turn) < v_turns then (
+             -- None is left in turn: do not look through those that are due or done again.
+             select c.id
+               from public.campaign_contacts c
+              where c.agency_id = p_agency_id and c.batch_id = p_batch_id
+              order by c.agency_id desc, c.batch_id desc, c.id desc
+              limit 1)
+           else v_in_turn[cardinality(v_in_turn)] end, b.claim_cursor),
          last_claimed_at = v_now,
-         -- All are claimed: nothing to look for until one is due or comes back.
-         next_claim_at = case when cardinality(v_due) + cardinality(v_in_turn) < v_limit then (
+         -- All are claimed: nothing to look for until one is due, comes back, or the calling hours begin.
+         next_claim_at = case
+           when cardinality(v_due) + cardinality(v_in_turn) = v_limit then b.next_claim_at
+           when v_opens_at = v_now then (
              select min(c.due_at)
                from public.campaign_contacts c
               where c.agency_id = p_agency_id and c.batch_id = p_batch_id
                 and c.due_at is not null and c.status in ('pending', 'scheduled'))
-           else b.next_claim_at end
+           else least(v_opens_at, (
+             select min(c.due_at)
+               from public.campaign_contacts c
+              where c.agency_id = p_agency_id and c.batch_id = p_batch_id
+                and c.due_at is not null and c.timezone is not null and c.status in ('pending', 'scheduled')))
+         end
    where b.agency_id = p_agency_id and b.id = p_batch_id;
 end;
 $$;
@@ -1613,8 +2502,89 @@ comment on function public.claim_contacts(integer, integer, uuid) is
   'Claim the next contacts to call, under a lease; batches take turns.';
 
 -- file: dialer/start_call.sql
+create type private.leased_call as (call_id bigint, contact_id bigint, phone_number text, timezone text);
+
+-- When a number of the agency, with p_others calls in 24 hours beside it, may be called (p_now: at once).
+create or replace function private.number_free_at(
+  p_agency_id uuid, p_phone_number text, p_others integer, p_now timestamptz)
+returns timestamptz
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+declare
+  v_started_at timestamptz;
+begin
+  if p_others < 0 then
+    return p_now + interval '1 day';
+  end if;
+  select k.started_at into v_started_at
+    from public.campaign_contacts c
+    join public.calls k on k.contact_id = c.id
+   where c.agency_id = p_agency_id and c.phone_number = p_phone_number
+     and k.agency_id = p_agency_id and k.started_at > p_now - interval '1 day'
+   order by k.started_at desc
+   offset p_others
+   limit 1;
+  return coalesce(v_started_at + interval '1 day', p_now);
+end;
+$$;
+
+revoke execute on function private.number_free_at(uuid, text, integer, timestamptz) from public;
+comment on function private.number_free_at(uuid, text, integer, timestamptz) is 'When a number may be called again.';
+
+-- Those of a locked batch's leased calls that must not be placed now, and when they may be: outside the calling
+-- hours of where the contact is, or a number that has had its most calls in 24 hours. due_at null: never, the
+-- number is on the do-not-call list.
+create or replace function private.find_withheld(
+  p_batch public.call_batches, p_leased private.leased_call[], p_now timestamptz)
+returns table (call_id bigint, contact_id bigint, due_at timestamptz)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+#variable_conflict use_column
+begin
+  if p_batch.max_calls_per_number is not null then
+    -- Two batches that call the same number take turns here, in the order of the numbers, so that the
+    -- second one counts the first one's call.
+    insert into private.dialed_numbers as d (agency_id, phone_number)
+    select p_batch.agency_id, l.phone_number
+      from unnest(p_leased) l
+     group by l.phone_number
+     order by l.phone_number
+        on conflict (agency_id, phone_number) do update set phone_number = excluded.phone_number;
+  end if;
+
+  return query
+    select j.call_id, j.contact_id, case when not j.is_do_not_call then greatest(j.opens_at, j.free_at) end
+      from (
+        select l.call_id, l.contact_id,
+               -- With limits: each by its key, and never by reading the whole list.
+               coalesce((select true from public.do_not_call n
+                          where n.agency_id = p_batch.agency_id and n.phone_number = l.phone_number
+                          limit 1), false) as is_do_not_call,
+               case when p_batch.calling_start is not null or p_batch.allowed_days is not null then
+                 private.next_calling_time(p_batch.calling_start, p_batch.calling_end, p_batch.allowed_days,
+                   coalesce(l.timezone, p_batch.timezone), p_now) end as opens_at,
+               case when p_batch.max_calls_per_number is not null then
+                 private.number_free_at(p_batch.agency_id, l.phone_number, p_batch.max_calls_per_number
+                   - (row_number() over (partition by l.phone_number order by l.call_id))::integer, p_now) end as free_at
+          from unnest(p_leased) l) j
+     where j.is_do_not_call or greatest(j.opens_at, j.free_at) > p_now;
+end;
+$$;
+
+revoke execute on function private.find_withheld(public.call_batches, private.leased_call[], timestamptz) from public;
+comment on function private.find_withheld(public.call_batches, private.leased_call[], timestamptz) is
+  'Leased calls that must not be placed now.';
+
 -- The last gate before the carrier: of these calls, let those through that may be placed now,
--- and count the attempt. A call passes while its batch is processing and its lease runs.
+-- and count the attempt. A call passes while its batch is processing, its lease runs, the number is not on
+-- the do-not-call list, the calling hours where the contact is have not ended, and the number has
+-- calls left. The contact of a call that is withheld is skipped (do not call) or waits until it may be called.
 -- Returns the ids of the calls to place; a call that is not among them must not be placed.
 -- Since cancel and stop hold the same lock, whatever has not passed when they commit never will.
 -- Raises PT401, PT403 (not a service or console), PT404.
@@ -1629,6 +2599,11 @@ as $$
 declare
   v_batch       public.call_batches;
   v_now         timestamptz;
+  v_leased      private.leased_call[];
+  v_withheld    record;
+  v_skipped     integer := 0;
+  v_delayed     integer := 0;
+  v_due_at      timestamptz;
   v_call_ids    bigint[];
   v_contact_ids bigint[];
   v_first       bigint;
@@ -1641,6 +2616,38 @@ begin
     return;
   end if;
 
+  v_leased := array(
+    select (k.id, k.contact_id, c.phone_number, c.timezone)::private.leased_call
+      from (select distinct u.id from unnest(p_call_ids) as u (id)) u
+     -- Each by its key: a join can be planned to read the whole batch.
+     cross join lateral (
+       select k.id, k.contact_id
+         from public.calls k
+        where k.agency_id = p_agency_id and k.batch_id = p_batch_id and k.id = u.id
+          -- As text: not by the index of open calls, which would read all leases of the batch.
+          and k.status::text = 'queued' and k.lease_expires_at > v_now
+        limit 1) k
+     cross join lateral (
+       select c.phone_number, c.timezone
+         from public.campaign_contacts c
+        where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = k.contact_id
+        limit 1) c);
+  for v_withheld in select w.* from private.find_withheld(v_batch, v_leased, v_now) w loop
+    delete from public.calls c
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_withheld.call_id;
+    update public.campaign_contacts c
+       set status = case when v_withheld.due_at is null then 'skipped'
+                         when c.attempts > 0 then 'scheduled'
+                         else 'pending' end::public.contact_status,
+           due_at = v_withheld.due_at,
+           outcome = case when v_withheld.due_at is null then 'do_not_call' else c.outcome end,
+           outcome_notes = case when v_withheld.due_at is null then 'On the do-not-call list' else c.outcome_notes end
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_withheld.contact_id;
+    v_skipped := v_skipped + (v_withheld.due_at is null)::integer;
+    v_delayed := v_delayed + (v_withheld.due_at is not null)::integer;
+    v_due_at := least(v_due_at, v_withheld.due_at);
+  end loop;
+
   select min(u.id), max(u.id) into v_first, v_last from unnest(p_call_ids) as u (id);
   with started as (
     update public.calls c
@@ -1649,7 +2656,6 @@ begin
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id
        -- The calls of one claim are neighbours in their batch.
        and c.id between v_first and v_last and c.id = any (p_call_ids)
-       -- As text: not by the index on leases, which would read all leases of the batch.
        and c.status::text = 'queued' and c.lease_expires_at > v_now
     returning c.id, c.contact_id)
   select array_agg(s.id order by s.id), array_agg(s.contact_id order by s.id)
@@ -1671,9 +2677,12 @@ begin
   end loop;
 
   update public.call_batches b
-     set queued = b.queued - cardinality(v_call_ids),
-         in_progress = b.in_progress + cardinality(v_call_ids)
-   where b.agency_id = p_agency_id and b.id = p_batch_id and v_call_ids is not null;
+     set queued = b.queued - coalesce(cardinality(v_call_ids), 0) - v_skipped - v_delayed,
+         in_progress = b.in_progress + coalesce(cardinality(v_call_ids), 0),
+         skipped = b.skipped + v_skipped,
+         next_claim_at = case when v_delayed > 0 then least(b.next_claim_at, v_due_at) else b.next_claim_at end
+   where b.agency_id = p_agency_id and b.id = p_batch_id
+     and (v_call_ids is not null or v_skipped + v_delayed > 0);
   return query select unnest(v_call_ids);
 end;
 $$;
@@ -1697,14 +2706,76 @@ grant  execute on function public.start_call(uuid, bigint[]) to service_role, la
 comment on function public.start_call(uuid, bigint[]) is
   'The last gate before the carrier: returns the calls that may be placed now.';
 
+-- file: dialer/confirm_call.sql
+-- Note that the carrier has these calls of one batch: its id of each, and that an unknown one is in progress.
+-- p_confirmed: a JSON array of objects with call_id and carrier_call_id (text).
+-- Returns the ids of the calls that were not over yet.
+-- Raises PT401, PT403 (not a service or console), PT404, PT400 (not such an array).
+create or replace function private.confirm_call(p_agency_id uuid, p_batch_id uuid, p_confirmed jsonb)
+returns setof bigint
+language plpgsql volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+declare
+  v_confirmed record;
+begin
+  perform private.require_service();
+  if jsonb_typeof(p_confirmed) is distinct from 'array' or exists (
+       select from jsonb_array_elements(p_confirmed) as g (confirmed)
+        where jsonb_typeof(g.confirmed) <> 'object'
+           or jsonb_typeof(g.confirmed -> 'call_id') is distinct from 'number'
+           or g.confirmed ->> 'call_id' !~ '^\d{1,18}$'
+           or jsonb_typeof(g.confirmed -> 'carrier_call_id') is distinct from 'string') then
+    raise sqlstate 'PT400' using message = 'confirmed must be an array of objects with a call_id and a carrier_call_id',
+      detail = '{"code": "confirmed_invalid"}';
+  end if;
+
+  perform private.lock_batch(p_agency_id, p_batch_id);
+  for v_confirmed in
+    select r.call_id, r.carrier_call_id from jsonb_to_recordset(p_confirmed) as r (call_id bigint, carrier_call_id text)
+  loop
+    return query
+      update public.calls c
+         set status = 'in_progress',
+             carrier_call_id = coalesce(c.carrier_call_id, v_confirmed.carrier_call_id)
+       where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_confirmed.call_id
+         and c.status::text in ('in_progress', 'unknown')  -- as text: as in finish_call
+      returning c.id;
+  end loop;
+end;
+$$;
+
+revoke execute on function private.confirm_call(uuid, uuid, jsonb) from public;
+grant  execute on function private.confirm_call(uuid, uuid, jsonb) to service_role, lastcall_admin;
+comment on function private.confirm_call(uuid, uuid, jsonb) is 'public.confirm_call, for a batch of a known agency.';
+
+-- The door to private.confirm_call. confirmed: all of batch_id.
+create or replace function public.confirm_call(batch_id uuid, confirmed jsonb)
+returns setof bigint
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.confirm_call(private.find_batch_agency(batch_id), batch_id, confirmed)
+$$;
+
+revoke execute on function public.confirm_call(uuid, jsonb) from public, anon, authenticated;
+grant  execute on function public.confirm_call(uuid, jsonb) to service_role, lastcall_admin;
+comment on function public.confirm_call(uuid, jsonb) is 'Note that the carrier has these calls.';
+
 -- file: dialer/finish_call.sql
 -- Record the results of calls of one batch, in a group: one change of the batch's counters.
--- p_results: a JSON array of objects with call_id, status (completed or failed) and, where
--- known, outcome, duration_seconds, carrier_call_id, notes. A failed call with attempts left
--- puts its contact back, due after the batch's retry delay, unless the batch is over
--- (cancelled, or ended early): then the contact is failed. A result for a call that is not
--- in progress (told twice, never started) changes nothing.
--- Returns the ids of the calls that ended by it.
+-- p_results: a JSON array of objects with call_id, status (completed, failed or unknown) and,
+-- where known, outcome, duration_seconds, carrier_call_id, notes. A failed call with attempts left
+-- puts its contact back, due after the batch's retry delay, unless its outcome is not one to try
+-- again after, or the batch is over (cancelled, or ended early): then the contact is failed.
+-- A call is unknown when nobody could tell whether the carrier got it. It stays in progress until the carrier
+-- tells its end or that there was no such call; it is never placed again before.
+-- A result for a call that is not in progress (told twice, never started) changes nothing.
+-- Returns the ids of the calls that it changed.
 -- Raises PT401, PT403 (not a service or console), PT404, PT400 (not such an array).
 create or replace function private.finish_call(p_agency_id uuid, p_batch_id uuid, p_results jsonb)
 returns setof bigint
@@ -1732,9 +2803,9 @@ begin
            or jsonb_typeof(r.result -> 'call_id') is distinct from 'number'
            or r.result ->> 'call_id' !~ '^\d{1,18}$'
            or jsonb_typeof(r.result -> 'status') is distinct from 'string'
-           or r.result ->> 'status' not in ('completed', 'failed')
+           or r.result ->> 'status' not in ('completed', 'failed', 'unknown')
            or jsonb_typeof(r.result -> 'duration_seconds') not in ('number', 'null')) then
-    raise sqlstate 'PT400' using message = 'results must be an array of objects with a call_id, a status completed or failed, and numbers as durations',
+    raise sqlstate 'PT400' using message = 'results must be an array of objects with a call_id, a status completed, failed or unknown, and numbers as durations',
       detail = '{"code": "results_invalid"}';
   end if;
 
@@ -1750,17 +2821,21 @@ begin
   loop
     update public.calls c
        set status = v_result.status,
-           ended_at = v_now,
+           ended_at = case when v_result.status <> 'unknown' then v_now end,
            outcome = v_result.outcome,
            duration_seconds = v_result.duration_seconds,
            carrier_call_id = coalesce(v_result.carrier_call_id, c.carrier_call_id)
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_result.call_id
-       and c.status = 'in_progress'
+       -- As text: not by the index of open calls, which would read all those of the batch.
+       and c.status::text in ('in_progress', 'unknown') and c.status <> v_result.status
     returning c.* into v_call;
     continue when not found;
+    return next v_result.call_id;
+    continue when v_result.status = 'unknown';
 
     select case when v_result.status = 'completed' then 'completed'
                 when c.attempts < c.max_attempts and v_batch.status <> 'cancelled' and not v_batch.skip_remaining
+                 and (v_batch.retry_outcomes is null or v_result.outcome = any (v_batch.retry_outcomes))
                   then 'scheduled'
                 else 'failed' end::public.contact_status
       into v_contact
@@ -1777,7 +2852,6 @@ begin
     v_completed := v_completed + (v_contact = 'completed')::integer;
     v_failed := v_failed + (v_contact = 'failed')::integer;
     v_retried := v_retried + (v_contact = 'scheduled')::integer;
-    return next v_result.call_id;
   end loop;
 
   update public.call_batches b

@@ -1,0 +1,58 @@
+-- Note that the carrier has these calls of one batch: its id of each, and that an unknown one is in progress.
+-- p_confirmed: a JSON array of objects with call_id and carrier_call_id (text).
+-- Returns the ids of the calls that were not over yet.
+-- Raises PT401, PT403 (not a service or console), PT404, PT400 (not such an array).
+create or replace function private.confirm_call(p_agency_id uuid, p_batch_id uuid, p_confirmed jsonb)
+returns setof bigint
+language plpgsql volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+declare
+  v_confirmed record;
+begin
+  perform private.require_service();
+  if jsonb_typeof(p_confirmed) is distinct from 'array' or exists (
+       select from jsonb_array_elements(p_confirmed) as g (confirmed)
+        where jsonb_typeof(g.confirmed) <> 'object'
+           or jsonb_typeof(g.confirmed -> 'call_id') is distinct from 'number'
+           or g.confirmed ->> 'call_id' !~ '^\d{1,18}$'
+           or jsonb_typeof(g.confirmed -> 'carrier_call_id') is distinct from 'string') then
+    raise sqlstate 'PT400' using message = 'confirmed must be an array of objects with a call_id and a carrier_call_id',
+      detail = '{"code": "confirmed_invalid"}';
+  end if;
+
+  perform private.lock_batch(p_agency_id, p_batch_id);
+  for v_confirmed in
+    select r.call_id, r.carrier_call_id from jsonb_to_recordset(p_confirmed) as r (call_id bigint, carrier_call_id text)
+  loop
+    return query
+      update public.calls c
+         set status = 'in_progress',
+             carrier_call_id = coalesce(c.carrier_call_id, v_confirmed.carrier_call_id)
+       where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_confirmed.call_id
+         and c.status::text in ('in_progress', 'unknown')  -- as text: as in finish_call
+      returning c.id;
+  end loop;
+end;
+$$;
+
+revoke execute on function private.confirm_call(uuid, uuid, jsonb) from public;
+grant  execute on function private.confirm_call(uuid, uuid, jsonb) to service_role, lastcall_admin;
+comment on function private.confirm_call(uuid, uuid, jsonb) is 'public.confirm_call, for a batch of a known agency.';
+
+-- The door to private.confirm_call. confirmed: all of batch_id.
+create or replace function public.confirm_call(batch_id uuid, confirmed jsonb)
+returns setof bigint
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.confirm_call(private.find_batch_agency(batch_id), batch_id, confirmed)
+$$;
+
+revoke execute on function public.confirm_call(uuid, jsonb) from public, anon, authenticated;
+grant  execute on function public.confirm_call(uuid, jsonb) to service_role, lastcall_admin;
+comment on function public.confirm_call(uuid, jsonb) is 'Note that the carrier has these calls.';
