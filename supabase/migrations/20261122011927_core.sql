@@ -1488,8 +1488,8 @@ begin
   v_batch.calling_numbers := calling_numbers;
   v_batch.retry_delay_seconds := retry_delay_seconds;
   v_batch.retry_outcomes := retry_outcomes;
-  v_batch.calling_start := calling_hours ->> 'start';
-  v_batch.calling_end := calling_hours ->> 'end';
+  v_batch.calling_start := (calling_hours ->> 'start')::time;
+  v_batch.calling_end := (calling_hours ->> 'end')::time;
   v_batch.allowed_days := allowed_days;
   v_batch.timezone := timezone;
   v_batch.max_calls_per_number := max_calls_per_number;
