@@ -15,21 +15,29 @@ from ._shared.database import connect_database
 from ._shared.http import RequestContext, not_found
 from ._shared.log import configure_logging
 from ._shared.settings import Settings
+from .calls_batch_add_contacts import calls_batch_add_contacts
 from .calls_batch_cancel import calls_batch_cancel
+from .calls_batch_create import calls_batch_create
 from .calls_batch_pause import calls_batch_pause
 from .calls_batch_resume import calls_batch_resume
+from .calls_batch_retry import calls_batch_retry
 from .health import health
 from .list_user_batches import list_user_batches
+from .start_calling import start_calling
 from .stop_calling import stop_calling
 
 _EDGE_FUNCTIONS = {
+    "calls-batch-add-contacts": calls_batch_add_contacts,
     "calls-batch-cancel": calls_batch_cancel,
+    "calls-batch-create": calls_batch_create,
     "calls-batch-pause": calls_batch_pause,
     "calls-batch-resume": calls_batch_resume,
+    "calls-batch-retry": calls_batch_retry,
 }
 ROUTES = [
     *(Route(f"/functions/v1/{name}", function) for name, function in _EDGE_FUNCTIONS.items()),
     *(Route(f"/{name}", function) for name, function in _EDGE_FUNCTIONS.items()),
+    Route("/api/call/start-calling", start_calling),
     Route("/api/call/stop-calling", stop_calling),
     Route("/api/call/batches/{user_id}", list_user_batches),
     Route("/health", health),

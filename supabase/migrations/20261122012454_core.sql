@@ -1593,14 +1593,15 @@ create type public.start_batch_result as (
 );
 
 -- Start a batch now: one that waits for its time, or that is paused or stopped. Starting one that is being
--- dialed is a success. With p_contacts (see private.insert_contacts), these are called instead of the stored contacts
--- that were not called yet, which are skipped; with p_calling_numbers, from these numbers of the agency.
+-- dialed is a success. With p_call_data (a JSON array of 1 to 10,000 objects with phoneNumber; their other keys are told to the
+-- agent), these are called instead of the stored contacts that were not called yet, which are skipped; with
+-- p_calling_numbers, from these numbers of the agency.
 -- The batch and user come from private.find_user_batch and are checked again here.
 -- Raises PT401, PT403 (of no agency; neither the user nor an owner or admin), PT404 (no such batch of the user),
 -- PT400 (completed, cancelled or failed; invalid contacts; not an active number), PT409 (idempotency key reused).
 -- Contract: start-calling, from stopped too.
 create or replace function private.start_batch(
-  p_agency_id uuid, p_batch_id uuid, p_user_id uuid, p_given_id text, p_contacts jsonb, p_calling_numbers text[],
+  p_agency_id uuid, p_batch_id uuid, p_user_id uuid, p_given_id text, p_call_data jsonb, p_calling_numbers text[],
   p_idempotency_key text, p_reason text)
 returns public.start_batch_result
 language plpgsql volatile
@@ -1612,7 +1613,7 @@ declare
   v_batch    public.call_batches;
   v_request  jsonb := jsonb_build_object(
     'procedure', 'start_batch', 'given_id', p_given_id, 'batch_id', p_batch_id, 'user_id', p_user_id,
-    'contacts', encode(sha256(convert_to(p_contacts::text, 'UTF8')), 'hex'), 'calling_numbers', p_calling_numbers,
+    'call_data', encode(sha256(convert_to(p_call_data::text, 'UTF8')), 'hex'), 'calling_numbers', p_calling_numbers,
     'reason', p_reason, 'actor', v_actor.id);
   v_answer   jsonb;
   v_now      timestamptz;
@@ -1641,13 +1642,17 @@ begin
   end if;
   perform private.check_numbers(p_agency_id, p_calling_numbers);
 
-  if p_contacts is not null then
+  if p_call_data is not null then
     v_replaced := private.skip_remaining(p_agency_id, p_batch_id, 'Replaced');
-    v_contacts := private.insert_contacts(v_batch, p_contacts);
+    v_contacts := private.insert_contacts(v_batch, case when jsonb_typeof(p_call_data) = 'array' then (
+      select jsonb_agg(case when jsonb_typeof(d.call) = 'object' then jsonb_build_object(
+                         'phone_number', d.call -> 'phoneNumber', 'custom_data', d.call - 'phoneNumber')
+                       else d.call end order by d.place)
+        from jsonb_array_elements(p_call_data) with ordinality as d (call, place)) end);
   end if;
   update public.call_batches b
      set status = 'processing',
-         queued = case when p_contacts is null then b.queued else 0 end,
+         queued = case when p_call_data is null then b.queued else 0 end,
          skipped = b.skipped + v_replaced,
          total_contacts = b.total_contacts + v_contacts.added,
          calling_numbers = coalesce(p_calling_numbers, b.calling_numbers),
@@ -1673,12 +1678,12 @@ grant  execute on function private.start_batch(uuid, uuid, uuid, text, jsonb, te
 comment on function private.start_batch(uuid, uuid, uuid, text, jsonb, text[], text, text) is 'public.start_batch, for a batch and user of a known agency.';
 
 -- The door to private.start_batch for users, services and consoles; these two may leave the user out.
--- batch_id, user_id: UUIDs or external ids. contacts: called instead of those stored.
+-- batch_id, user_id: UUIDs or external ids. call_data: called instead of what is stored.
 -- calling_numbers: E.164, active numbers of the agency, called from in turn.
 -- idempotency_key: a repeat with the same key and arguments gets the first answer again.
 -- reason: kept in the audit trail.
 create or replace function public.start_batch(
-  batch_id text default null, user_id text default null, contacts jsonb default null, calling_numbers text[] default null,
+  batch_id text default null, user_id text default null, call_data jsonb default null, calling_numbers text[] default null,
   idempotency_key text default null, reason text default null)
 returns public.start_batch_result
 language sql volatile
@@ -1686,7 +1691,7 @@ security invoker
 set search_path = pg_catalog, pg_temp
 as $$
   select private.start_batch(
-           t.agency_id, t.batch_id, t.user_id, $1, contacts, calling_numbers, idempotency_key, reason)
+           t.agency_id, t.batch_id, t.user_id, $1, call_data, calling_numbers, idempotency_key, reason)
     from private.find_user_batch($1, $2) t
 $$;
 
