@@ -23,7 +23,7 @@ class StartCalling(msgspec.Struct, rename="camel"):
     batch_id: Text
     user_id: Text
     calling_numbers: list[Number] | None = None
-    call_data: msgspec.Raw | None = None
+    call_data: msgspec.Raw = msgspec.Raw(b"null")
     uuid: Text | None = None
     reason: Text | None = None
 

@@ -27,6 +27,9 @@ from .settings import Settings
 _RETRY_SQLSTATES = ("40001", "40P01")
 # Connection exceptions, too many connections, shutdown and restart.
 _UNAVAILABLE_SQLSTATES = ("08", "53", "57P")
+# What Postgres cannot hold of JSON that it was given as it came: half a surrogate pair or a NUL, a number
+# too large, too many levels.
+_JSON_SQLSTATES = ("22P02", "22P05", "22003", "54001")
 
 
 class Database(Protocol):
@@ -80,6 +83,7 @@ class PostgresDatabase:
             except psycopg.Error as error:
                 cause = _cause(error)
                 if last_try or cause.sqlstate not in _RETRY_SQLSTATES:
+                    _check_json(cause.sqlstate, arguments)
                     raise _translate(cause) from None
         raise AssertionError("unreachable")
 
@@ -156,6 +160,16 @@ def _as_json(value: Any) -> Any:
     return Jsonb(value) if is_json else value
 
 
+def _check_json(sqlstate: str | None, arguments: dict[str, Any]) -> None:
+    """Raises 400 when Postgres could not read an argument that was passed on as it came."""
+    if sqlstate in _JSON_SQLSTATES and any(isinstance(value, msgspec.Raw) for value in arguments.values()):
+        raise _invalid_json() from None
+
+
+def _invalid_json() -> FunctionError:
+    return FunctionError(400, "invalid_body", "Body holds text or a number that cannot be stored")
+
+
 def _is_closed_by_server(connection: psycopg.AsyncConnection[Any]) -> bool:
     """Known without a round trip: an idle connection has nothing to read unless it was told goodbye."""
     poll = select.poll()
@@ -221,9 +235,12 @@ class PostgrestDatabase:
         }
         client = AsyncPostgrestClient(self._url, headers=headers, http_client=self._http, retry_enabled=False)
         # Through JSON: an argument may be JSON as it came.
-        given: dict[str, Any] = msgspec.json.decode(
-            msgspec.json.encode({name: value for name, value in arguments.items() if value is not None})
-        )
+        try:
+            given: dict[str, Any] = msgspec.json.decode(
+                msgspec.json.encode({name: value for name, value in arguments.items() if value is not None})
+            )
+        except msgspec.DecodeError:
+            raise _invalid_json() from None
         for last_try in (False, True):
             try:
                 data = (await client.rpc(procedure, given).execute()).data
@@ -232,6 +249,7 @@ class PostgrestDatabase:
                 raise unavailable("database_unavailable", "The database is out of reach; try again") from None
             except APIError as error:
                 if last_try or error.code not in _RETRY_SQLSTATES:
+                    _check_json(error.code, arguments)
                     raise _translate_postgrest(error) from error
         raise AssertionError("unreachable")
 

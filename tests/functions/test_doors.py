@@ -37,6 +37,27 @@ class World:
     batch: UUID
     other_owner: UUID
     other_batch: UUID
+    calling: dict[str, Any]
+    """What a batch of the agency is created with."""
+
+
+# Where a procedure is a function, and its arguments' names there if they are others.
+PATHS: dict[str, tuple[str, dict[str, str]]] = {
+    "cancel_batch": ("/calls-batch-cancel", {}),
+    "pause_batch": ("/calls-batch-pause", {}),
+    "resume_batch": ("/calls-batch-resume", {}),
+    "create_batch": ("/calls-batch-create", {}),
+    "add_contacts": ("/calls-batch-add-contacts", {}),
+    "retry_batch": ("/calls-batch-retry", {}),
+    "stop_batch": (
+        "/api/call/stop-calling",
+        {"batch_id": "batchId", "user_id": "userId", "skip_remaining": "skipRemaining"},
+    ),
+    "start_batch": (
+        "/api/call/start-calling",
+        {"batch_id": "batchId", "user_id": "userId", "call_data": "callData"},
+    ),
+}
 
 
 @dataclass
@@ -64,11 +85,22 @@ def change(procedure: str, name: str, status: int, answer: dict[str, Any], *, ca
     )
 
 
-def stop(name: str, status: int, answer: dict[str, Any], *, caller: str = "owner", batch: str = "batch",
-         user: str = "owner", prepare: str = "", **more: Any) -> Case:  # fmt: skip
+def create(name: str, status: int, answer: dict[str, Any], *, caller: str = "owner", **more: Any) -> Case:
     return Case(
-        f"stop: {name}",
-        "stop_batch",
+        f"create_batch: {name}",
+        "create_batch",
+        caller,
+        lambda w: {**w.calling, "contacts": [{"phone_number": "+15551000001"}], **more},
+        status,
+        answer,
+    )
+
+
+def stop(name: str, status: int, answer: dict[str, Any], *, caller: str = "owner", batch: str = "batch",
+         user: str = "owner", prepare: str = "", procedure: str = "stop_batch", **more: Any) -> Case:  # fmt: skip
+    return Case(
+        f"{procedure}: {name}",
+        procedure,
         caller,
         lambda w: {"batch_id": str(getattr(w, batch, batch)), "user_id": str(getattr(w, user, user)), **more},
         status,
@@ -106,6 +138,30 @@ CASES = [
     change("resume_batch", "a batch being dialed", 400, {"code": "batch_not_resumable"}),
     change("resume_batch", "by a user of no agency", 403, NO_AGENCY, caller="loner"),
     change("resume_batch", "by another agency's owner", 404, NOT_FOUND, caller="other_owner"),
+    create("with a contact", 200, {"status": "pending", "total_contacts": 1, "agent_name": "Sales Agent"}),
+    create("with a bad row", 400, {"code": "contacts_invalid", "error_count": 1,
+                                   "errors": [{"index": 0, "error": "must be an object"}]}, contacts=[1]),
+    create("with a limit out of range", 400, {"code": "calls_per_minute_invalid"}, calls_per_minute=61),
+    create("by a member", 403, {"code": "role_not_allowed"}, caller="member"),
+    create("by another agency's owner", 404, {"code": "agent_not_found"}, caller="other_owner"),
+    change("add_contacts", "one more", 200, {"added": 1, "total_contacts": 10},
+           contacts=[{"phone_number": "+15551000001"}]),
+    change("add_contacts", "of a bad number", 400, {"code": "contacts_invalid"}, contacts=[{"phone_number": "911"}]),
+    change("add_contacts", "by a user of no agency", 403, NO_AGENCY, caller="loner",
+           contacts=[{"phone_number": "+15551000001"}]),
+    change("add_contacts", "to another agency's batch", 404, NOT_FOUND, batch="other_batch",
+           contacts=[{"phone_number": "+15551000001"}]),
+    change("retry_batch", "a batch of which none failed", 400, {"code": "no_contacts"}),
+    change("retry_batch", "by a member", 403, {"code": "role_not_allowed"}, caller="member"),
+    change("retry_batch", "another agency's batch", 404, NOT_FOUND, batch="other_batch"),
+    stop("a stopped batch", 200, {"contacts_added": 0}, procedure="start_batch",
+         prepare="update call_batches set status = 'stopped'"),
+    stop("with other contacts", 200, {"contacts_added": 1, "contacts_replaced": 6}, procedure="start_batch",
+         call_data=[{"phoneNumber": "+15551000001"}]),
+    stop("a cancelled batch", 400, {"message": "Batch is already cancelled", "code": "batch_already_cancelled"},
+         procedure="start_batch", prepare="update call_batches set status = 'cancelled'"),
+    stop("another's batch, by a member", 403, {"code": "role_not_allowed"}, procedure="start_batch", caller="member"),
+    stop("another agency's batch", 404, NOT_FOUND, procedure="start_batch", batch="other_batch"),
     stop("a batch being dialed", 200, {"status": "stopped", "contacts_released": 2, "calls_in_progress": 2}),
     stop("by external ids", 200, {"batch_id": "spring", "status": "stopped"}, batch="spring", user="the-owner"),
     stop("and skip", 200, {"contacts_skipped": 6, "contacts_released": 0}, skip_remaining=True),
@@ -133,16 +189,13 @@ def world(db: TestDatabase) -> World:
         db.batch(place, user, external_id="spring") for place, user in ((agency, owner), (other, other_owner))
     )
     db.contacts(batch, **CONTACTS)
-    return World(owner, member, loner, batch, other_owner, other_batch)
+    return World(owner, member, loner, batch, other_owner, other_batch, db.calling(agency))
 
 
 def through_function(settings: Settings, caller: UUID, case: Case, arguments: dict[str, Any]) -> tuple[int, Any]:
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        path, body = f"/calls-batch-{case.procedure.removesuffix('_batch')}", arguments
-        if case.procedure == "stop_batch":
-            path = "/api/call/stop-calling"
-            words = {"batch_id": "batchId", "user_id": "userId", "skip_remaining": "skipRemaining"}
-            body = {words[name]: value for name, value in arguments.items()}
+        path, words = PATHS[case.procedure]
+        body = {words.get(name, name): value for name, value in arguments.items()}
         response = client.post(path, json=body, headers={"Authorization": f"Bearer {token(caller)}"})
     return response.status_code, response.json()
 
@@ -155,9 +208,10 @@ def through_postgrest(url: str, caller: UUID, case: Case, arguments: dict[str, A
 
 def through_console(db: TestDatabase, caller: UUID, case: Case, arguments: dict[str, Any]) -> tuple[int, Any]:
     named = ", ".join(f"{name} => %({name})s" for name in arguments)
+    given = {name: json.dumps(value) if isinstance(value, list) else value for name, value in arguments.items()}
     with db.as_user(caller) as connection:
         try:
-            row = connection.execute(f"select to_jsonb(r) as r from {case.procedure}({named}) r", arguments).fetchone()
+            row = connection.execute(f"select to_jsonb(r) as r from {case.procedure}({named}) r", given).fetchone()
         except psycopg.Error as error:
             assert error.sqlstate is not None
             body = {"message": error.diag.message_primary, "details": error.diag.message_detail}
@@ -170,8 +224,8 @@ def told(case: Case, door: str, status: int, body: Any) -> dict[str, Any]:
     """What the door's own form of answer says."""
     if "function" not in door:
         return body if status == 200 else {"message": body["message"], **json.loads(body["details"])}
-    if case.procedure != "stop_batch":
-        return body if status == 200 else {"message": body["error"], "code": body["code"]}
+    if not PATHS[case.procedure][0].startswith("/api/"):
+        return body if status in (200, 201) else {"message": body["error"], **body}
     assert (body["code"], body["status"]) == (status, status == 200)
     return body["data"] if status == 200 else {"message": body["errorMessage"]}
 
@@ -197,12 +251,13 @@ def test_every_door_gives_the_same_answer(
     else:
         status, body = through_console(db, caller, case, arguments)
 
-    assert status == case.status
+    created = 201 if "function" in door and case.procedure in ("create_batch", "retry_batch") else 200
+    assert status == (created if case.status == 200 else case.status)
     answer = told(case, door, status, body)
     # stop-calling's envelope tells less than the row: what it tells must be the same.
     expected = {name: value for name, value in case.answer.items() if name in answer or "function" not in door}
     assert {name: answer[name] for name in expected} == expected
-    if status == 200:
+    if case.status == 200:
         event = db.row("select actor_kind, actor_id, actor_role from batch_events")
         assert event == {"actor_kind": "user", "actor_id": caller, "actor_role": "authenticated"}
     else:
