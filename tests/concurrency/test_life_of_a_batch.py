@@ -15,6 +15,15 @@ from ..support.database import TestDatabase
 
 OVER = ("completed", "failed", "skipped")
 PLACES = st.integers(min_value=0, max_value=1)
+NUMBERS = st.integers(0, 9).map(lambda n: f"+1555000000{n}")
+OUTCOMES = ["busy", "refused"]
+RULES = [
+    "calling_start = null, calling_end = null",
+    "calling_start = (now() + interval '2 hours')::time, calling_end = (now() + interval '3 hours')::time",
+    "max_calls_per_number = 1",
+    "max_calls_per_number = null",
+    "retry_outcomes = '{busy}'",
+]
 
 
 class Life(RuleBasedStateMachine):
@@ -27,6 +36,7 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.batches: list[UUID] = []
         self.owners: list[UUID] = []
+        self.calling: list[dict[str, Any]] = []
         self.over: dict[int, str] = {}
         """Contacts that are done with: what they ended as."""
         self.cancelled: dict[UUID, int] = {}
@@ -34,6 +44,7 @@ class Life(RuleBasedStateMachine):
         for name in ("One", "Other"):
             agency = self.db.agency(name)
             self.owners.append(self.db.user(agency))
+            self.calling.append(self.db.calling(agency))
             self.batches.append(self.db.batch(agency, self.owners[-1], status="pending", retry_delay_seconds=0))
 
     def teardown(self) -> None:
@@ -47,9 +58,9 @@ class Life(RuleBasedStateMachine):
             assert (error.sqlstate or "").startswith("PT4"), error
             return []
 
-    @rule(place=PLACES, numbers=st.lists(st.integers(0, 9), min_size=1, max_size=5), attempts=st.integers(1, 3))
-    def add_contacts(self, place: int, numbers: list[int], attempts: int) -> None:
-        contacts = json.dumps([{"phone_number": f"+1555000000{n}", "max_attempts": attempts} for n in numbers])
+    @rule(place=PLACES, numbers=st.lists(NUMBERS, min_size=1, max_size=5), attempts=st.integers(1, 3))
+    def add_contacts(self, place: int, numbers: list[str], attempts: int) -> None:
+        contacts = json.dumps([{"phone_number": number, "max_attempts": attempts} for number in numbers])
         self.ask("select add_contacts(%s, %s)", self.batches[place], contacts)
 
     @rule()
@@ -64,9 +75,42 @@ class Life(RuleBasedStateMachine):
     def start(self, call: tuple[UUID, int]) -> None:
         self.ask("select start_call(%s, %s)", call[0], [call[1]])
 
-    @rule(call=calls, status=st.sampled_from(["completed", "failed"]))
-    def finish(self, call: tuple[UUID, int], status: str) -> None:
-        self.ask("select finish_call(%s, %s)", call[0], json.dumps([{"call_id": call[1], "status": status}]))
+    @rule(call=calls, status=st.sampled_from(["completed", "failed", "unknown"]), outcome=st.sampled_from(OUTCOMES))
+    def finish(self, call: tuple[UUID, int], status: str, outcome: str) -> None:
+        result = {"call_id": call[1], "status": status, "outcome": outcome}
+        self.ask("select finish_call(%s, %s)", call[0], json.dumps([result]))
+
+    @rule(call=calls)
+    def confirm(self, call: tuple[UUID, int]) -> None:
+        confirmed = {"call_id": call[1], "carrier_call_id": f"carrier-{call[1]}"}
+        self.ask("select confirm_call(%s, %s)", call[0], json.dumps([confirmed]))
+
+    @rule(place=PLACES, numbers=st.lists(NUMBERS, min_size=1, max_size=3))
+    def create(self, place: int, numbers: list[str]) -> None:
+        contacts = json.dumps([{"phone_number": number, "max_attempts": 2} for number in numbers])
+        given = [self.calling[place][name] for name in ("agent_mapping_id", "from_number", "campaign_id")]
+        self.ask("select create_batch(%s, %s, %s, %s)", *given, contacts)
+
+    @rule(place=PLACES, numbers=st.none() | st.lists(NUMBERS, min_size=1, max_size=3))
+    def start_batch(self, place: int, numbers: list[str] | None) -> None:
+        data = None if numbers is None else json.dumps([{"phoneNumber": number} for number in numbers])
+        self.ask("select start_batch(%s, call_data => %s)", str(self.batches[place]), data)
+
+    @rule(place=PLACES)
+    def retry(self, place: int) -> None:
+        self.ask("select retry_batch(%s)", self.batches[place])
+
+    @rule(place=PLACES, number=NUMBERS)
+    def do_not_call(self, place: int, number: str) -> None:
+        self.db.rows(
+            "insert into do_not_call select agency_id, %s from call_batches where id = %s on conflict do nothing",
+            number,
+            self.batches[place],
+        )
+
+    @rule(place=PLACES, rules=st.sampled_from(RULES))
+    def set_rules(self, place: int, rules: str) -> None:
+        self.db.rows(f"update call_batches set {rules}, next_claim_at = now() where id = %s", self.batches[place])
 
     @rule()
     def lose_leases_and_release(self) -> None:
@@ -105,7 +149,7 @@ class Life(RuleBasedStateMachine):
         odd = self.db.rows(
             "select c.id, c.status, count(k.id) from campaign_contacts c left join calls k"
             " on k.agency_id = c.agency_id and k.batch_id = c.batch_id and k.contact_id = c.id"
-            " and k.status in ('queued', 'in_progress') and k.status::text = c.status::text"
+            " and (k.status::text = c.status::text or (k.status, c.status) = ('unknown', 'in_progress'))"
             " group by c.id, c.status"
             " having count(k.id) <> case when c.status in ('queued', 'in_progress') then 1 else 0 end"
         )
@@ -116,6 +160,15 @@ class Life(RuleBasedStateMachine):
         odd = self.db.rows(
             "select c.id from campaign_contacts c where c.attempts > c.max_attempts or c.attempts <>"
             " (select count(*) from calls k where k.contact_id = c.id and k.started_at is not null)"
+        )
+        assert odd == []
+
+    @invariant()
+    def no_call_starts_to_a_number_on_the_list(self) -> None:
+        odd = self.db.rows(
+            "select c.id from campaign_contacts c join do_not_call n on n.agency_id = c.agency_id"
+            " and n.phone_number = c.phone_number join calls k on k.contact_id = c.id"
+            " where k.started_at > n.created_at"
         )
         assert odd == []
 

@@ -11,8 +11,6 @@ import pytest
 
 from ..support.database import TestDatabase
 
-STATUSES = ("pending", "scheduled", "processing", "paused", "stopped", "completed", "failed", "cancelled")
-
 
 def call(db: TestDatabase, user: UUID, procedure: str, batch: UUID | None, **arguments: Any) -> dict[str, Any]:
     names = "".join(f", {name} => %s" for name in arguments)
@@ -130,35 +128,6 @@ def test_calls_in_progress_finish_while_paused(db: TestDatabase) -> None:
     )
     assert db.statuses(batch) == {"completed": 1, "scheduled": 1, "pending": 1}
     assert db.batch_row(batch)["status"] == "paused"
-
-
-# What each procedure does from each status: the status after it, or the refusal.
-TABLE = {
-    "process_batches()": {"pending": "processing", "scheduled": "processing"},
-    "pause_batch(%(batch)s)": {"processing": "paused", "scheduled": "paused"},
-    "resume_batch(%(batch)s)": {"paused": "processing", "stopped": "processing"},
-    "stop_batch(%(batch)s::text)": {s: "stopped" for s in STATUSES if s not in ("completed", "cancelled")},
-    "cancel_batch(%(batch)s)": {s: "cancelled" for s in STATUSES if s not in ("completed", "cancelled")},
-}
-
-
-@pytest.mark.parametrize("status", STATUSES)
-@pytest.mark.parametrize("procedure", TABLE)
-def test_each_procedure_from_each_status(db: TestDatabase, procedure: str, status: str) -> None:
-    batch = db.batch(db.agency(), status=status)
-    db.contacts(batch, pending=1)
-    after = TABLE[procedure].get(status)
-    before = db.state()
-    try:
-        db.owner.execute(f"select {procedure}", {"batch": batch})
-    except psycopg.Error as refused:
-        assert (refused.sqlstate, after) == ("PT400", None)
-    if after is None:
-        assert db.state() == before
-    else:
-        assert db.batch_row(batch)["status"] == after
-        event = db.row("select from_status, to_status from batch_events")
-        assert event == {"from_status": status, "to_status": after}
 
 
 @pytest.mark.parametrize("procedure", ["pause_batch", "resume_batch"])
