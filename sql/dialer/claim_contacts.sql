@@ -182,6 +182,12 @@ declare
   v_batch record;
 begin
   perform private.require_service();
+  if pg_current_xact_id_if_assigned() is null then
+    -- A claim that a crash takes back has done nothing: start_call lets no call through whose lease is
+    -- gone, and its own commit, which is waited for, makes the lease durable with it. So nobody waits for the
+    -- disk with the batch locked. Not in a transaction that has changed something before.
+    perform set_config('synchronous_commit', 'off', true);
+  end if;
   if p_max_contacts is null or p_max_contacts not between 1 and 1000
      or p_lease_seconds is null or p_lease_seconds not between 1 and 3600 then
     raise sqlstate 'PT400' using message = 'max_contacts must be 1 to 1000 and lease_seconds 1 to 3600',

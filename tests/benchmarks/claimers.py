@@ -15,22 +15,27 @@ from uuid import UUID
 
 import psycopg
 
+from .rival import Rival
+
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
     from multiprocessing.synchronize import Event
 
     from .lab import Lab
 
+BATCH_ID, CALL_ID = 1, 2
+"""Places in a row of claim_contacts."""
 PATIENCE = 60.0
 """Seconds after which a claimer that is not told to stop does so, lest a failure leaves it running."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to do: claim so many contacts at a time (of one batch, or of any) from a time on, until the
-    stop event or the deadline, with a pause after a claim that got nothing. Times are of
-    time.monotonic(), which all processes share."""
+    """What to do (claim and start, only claim, or claim from pgqueuer's queue): so many contacts at a time (of one
+    batch, or of any) from a time on, until the stop event or the deadline, with a pause after a claim that got
+    nothing. Times are of time.monotonic(), which all processes share."""
 
+    work: str
     contacts: int
     batch_id: UUID | None
     begin: float
@@ -70,14 +75,19 @@ class Claimers:
             pipe.recv()  # connected
 
     def begin(
-        self, contacts: int, batch_id: UUID | None = None, seconds: float = PATIENCE, pause: float = 0.0
+        self,
+        contacts: int,
+        batch_id: UUID | None = None,
+        seconds: float = PATIENCE,
+        pause: float = 0.0,
+        work: str = "claim and start",
     ) -> float:
         """Send all off at once, to stop by themselves after `seconds`. Returns when they begin."""
         self._stop.clear()
         self._claims.value = 0
         begin = time.monotonic() + 0.05
         for pipe in self._pipes:
-            pipe.send(Order(contacts, batch_id, begin, begin + seconds, pause))
+            pipe.send(Order(work, contacts, batch_id, begin, begin + seconds, pause))
         return begin
 
     def wait_for_claims(self, number: int) -> None:
@@ -132,11 +142,16 @@ def _claim(
 ) -> Outcome:
     claims = contacts = 0
     last_reply = 0.0
+    rival = Rival(connection)
     time.sleep(max(order.begin - time.monotonic(), 0))
     while not stop.is_set() and time.monotonic() < order.deadline:
-        claimed = connection.execute(
-            "select c.batch_id, c.call_id from claim_contacts(%s, 60, %s) c", [order.contacts, order.batch_id]
-        ).fetchall()
+        claimed = (
+            rival.claim(order.contacts)
+            if order.work == "pgqueuer"
+            else connection.execute(
+                "select c.* from claim_contacts(%s, 60, %s) c", [order.contacts, order.batch_id]
+            ).fetchall()
+        )
         if not claimed:
             if order.pause:
                 time.sleep(order.pause)
@@ -146,5 +161,7 @@ def _claim(
             total.value += 1
         claims += 1
         contacts += len(claimed)
-        connection.execute("select start_call(%s, %s)", [claimed[0][0], [call_id for _, call_id in claimed]])
+        if order.work == "claim and start":
+            calls = [row[CALL_ID] for row in claimed]
+            connection.execute("select start_call(%s, %s)", [claimed[0][BATCH_ID], calls])
     return Outcome(claims, contacts, last_reply)

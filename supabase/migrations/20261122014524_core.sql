@@ -659,7 +659,8 @@ comment on function private.find_batch_agency(uuid) is 'Which agency''s batch is
 -- file: private/lock_batch.sql
 -- The batch, locked until the transaction ends. Everyone who changes a batch or its contacts
 -- comes through here (claimers take the same lock with skip locked) before they look at
--- anything else of it: one lock, one order, no deadlock, and a status that holds.
+-- anything else of it: one lock, one order, no deadlock, and a status that holds. What is changed under
+-- it is on disk when the reply is out, even where the database is set not to wait for that.
 -- Raises PT404.
 create or replace function private.lock_batch(p_agency_id uuid, p_batch_id uuid)
 returns public.call_batches
@@ -669,6 +670,9 @@ as $$
 declare
   v_batch public.call_batches;
 begin
+  if current_setting('synchronous_commit') = 'off' then
+    perform set_config('synchronous_commit', 'on', true);
+  end if;
   select b.* into v_batch
     from public.call_batches b
    where b.agency_id = p_agency_id and b.id = p_batch_id
@@ -2465,6 +2469,12 @@ declare
   v_batch record;
 begin
   perform private.require_service();
+  if pg_current_xact_id_if_assigned() is null then
+    -- A claim that a crash takes back has done nothing: start_call lets no call through whose lease is
+    -- gone, and its own commit, which is waited for, makes the lease durable with it. So nobody waits for the
+    -- disk with the batch locked. Not in a transaction that has changed something before.
+    perform set_config('synchronous_commit', 'off', true);
+  end if;
   if p_max_contacts is null or p_max_contacts not between 1 and 1000
      or p_lease_seconds is null or p_lease_seconds not between 1 and 3600 then
     raise sqlstate 'PT400' using message = 'max_contacts must be 1 to 1000 and lease_seconds 1 to 3600',

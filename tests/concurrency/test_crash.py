@@ -1,0 +1,97 @@
+"""What a crash of PostgreSQL takes back, and what it does not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from functions.migrations import migrate
+from functions.postgres_server import PostgresServer
+
+from ..conftest import new_server
+from ..support.database import TestDatabase
+
+
+@pytest.fixture
+def server(own_folder: Path) -> Iterator[PostgresServer]:
+    """A server of the test's own, to crash."""
+    server = new_server(own_folder)
+    server.start()
+    migrate(server.uri())
+    yield server
+    server.stop()
+
+
+def connected(server: PostgresServer) -> TestDatabase:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return TestDatabase(server.uri(), server.uri(user="authenticator"))
+        except psycopg.OperationalError:  # it recovers
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def hold_the_disk(db: TestDatabase) -> int:
+    """Keep the process that writes what nobody waits for from writing it; returns its id."""
+    writer: int = db.value("select pid from pg_stat_activity where backend_type = 'walwriter'")
+    os.kill(writer, signal.SIGSTOP)
+    return writer
+
+
+def test_a_claim_that_a_crash_took_back_lets_no_call_start(server: PostgresServer) -> None:
+    db = connected(server)
+    batch = db.batch(db.agency())
+    db.contacts(batch, pending=20)
+    writer = hold_the_disk(db)
+    calls = [row["call_id"] for row in db.rows("select call_id from claim_contacts(20)")]
+    assert len(calls) == 20
+    db.close()
+    os.kill(writer, signal.SIGKILL)  # the server ends all connections and recovers
+    db = connected(server)
+    assert db.statuses(batch) == {"pending": 20}
+    assert db.rows("select start_call(%s, %s)", batch, calls) == []
+    assert db.unbalanced() == []
+    assert len(db.rows("select * from claim_contacts(20)")) == 20
+    db.close()
+
+
+@pytest.mark.parametrize("change", ["cancel_batch(%s)", "stop_batch(%s::text)", "pause_batch(%s)"])
+def test_what_was_answered_outlasts_a_crash_where_the_database_does_not_wait_for_the_disk(
+    server: PostgresServer, change: str
+) -> None:
+    db = connected(server)
+    db.rows("alter system set synchronous_commit = off")
+    db.rows("select pg_reload_conf()")
+    db.close()
+    db = connected(server)
+    batch = db.batch(db.agency())
+    db.contacts(batch, pending=20)
+    writer = hold_the_disk(db)
+    db.rows(f"select {change}", batch)
+    db.close()
+    os.kill(writer, signal.SIGKILL)
+    db = connected(server)
+    assert db.batch_row(batch)["status"] in ("cancelled", "stopped", "paused")
+    db.close()
+
+
+def test_a_claim_does_not_make_light_of_what_its_transaction_did_before(server: PostgresServer) -> None:
+    db = connected(server)
+    batch = db.batch(db.agency())
+    db.contacts(batch, pending=20)
+    writer = hold_the_disk(db)
+    with db.owner.transaction():
+        db.rows("update call_batches set name = 'kept'")
+        db.rows("select claim_contacts(1)")
+    db.close()
+    os.kill(writer, signal.SIGKILL)
+    db = connected(server)
+    assert (db.batch_row(batch)["name"], db.statuses(batch)) == ("kept", {"pending": 19, "queued": 1})
+    db.close()
