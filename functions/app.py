@@ -18,9 +18,14 @@ from ._shared.settings import Settings
 from .calls_batch_add_contacts import calls_batch_add_contacts
 from .calls_batch_cancel import calls_batch_cancel
 from .calls_batch_create import calls_batch_create
+from .calls_batch_events import calls_batch_events
+from .calls_batch_export import calls_batch_export
+from .calls_batch_get import calls_batch_get
+from .calls_batch_list import calls_batch_list
 from .calls_batch_pause import calls_batch_pause
 from .calls_batch_resume import calls_batch_resume
 from .calls_batch_retry import calls_batch_retry
+from .get_user_batch import get_user_batch
 from .health import health
 from .list_user_batches import list_user_batches
 from .start_calling import start_calling
@@ -30,6 +35,10 @@ _EDGE_FUNCTIONS = {
     "calls-batch-add-contacts": calls_batch_add_contacts,
     "calls-batch-cancel": calls_batch_cancel,
     "calls-batch-create": calls_batch_create,
+    "calls-batch-events": calls_batch_events,
+    "calls-batch-export": calls_batch_export,
+    "calls-batch-get": calls_batch_get,
+    "calls-batch-list": calls_batch_list,
     "calls-batch-pause": calls_batch_pause,
     "calls-batch-resume": calls_batch_resume,
     "calls-batch-retry": calls_batch_retry,
@@ -40,6 +49,7 @@ ROUTES = [
     Route("/api/call/start-calling", start_calling),
     Route("/api/call/stop-calling", stop_calling),
     Route("/api/call/batches/{user_id}", list_user_batches),
+    Route("/api/call/batch-details/{id}", get_user_batch),
     Route("/health", health),
 ]
 

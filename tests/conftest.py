@@ -128,3 +128,11 @@ def postgrest_settings(postgrest_url: str) -> Settings:
         jwt_secret=SECRET,
         jwt_issuer=ISSUER,
     )
+
+
+@pytest.fixture(params=["settings", "postgrest_settings"])
+def either_client(request: pytest.FixtureRequest) -> Iterator[TestClient]:
+    """A client of the functions, over Postgres and again over PostgREST."""
+    settings = request.getfixturevalue(request.param)
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield client

@@ -133,7 +133,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
-  v_time  constant text := '^([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?$';
+  v_time  constant text := '^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$';
   v_batch public.call_batches;
 begin
   if calling_hours is not null and (

@@ -18,7 +18,7 @@ begin
        select from jsonb_array_elements(p_confirmed) as g (confirmed)
         where jsonb_typeof(g.confirmed) <> 'object'
            or jsonb_typeof(g.confirmed -> 'call_id') is distinct from 'number'
-           or g.confirmed ->> 'call_id' !~ '^\d{1,18}$'
+           or g.confirmed ->> 'call_id' !~ '^[0-9]{1,18}$'
            or jsonb_typeof(g.confirmed -> 'carrier_call_id') is distinct from 'string') then
     raise sqlstate 'PT400' using message = 'confirmed must be an array of objects with a call_id and a carrier_call_id',
       detail = '{"code": "confirmed_invalid"}';

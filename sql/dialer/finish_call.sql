@@ -32,7 +32,7 @@ begin
        select from jsonb_array_elements(p_results) as r (result)
         where jsonb_typeof(r.result) <> 'object'
            or jsonb_typeof(r.result -> 'call_id') is distinct from 'number'
-           or r.result ->> 'call_id' !~ '^\d{1,18}$'
+           or r.result ->> 'call_id' !~ '^[0-9]{1,18}$'
            or jsonb_typeof(r.result -> 'status') is distinct from 'string'
            or r.result ->> 'status' not in ('completed', 'failed', 'unknown')
            or jsonb_typeof(r.result -> 'duration_seconds') not in ('number', 'null')) then

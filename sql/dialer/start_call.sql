@@ -17,7 +17,9 @@ begin
   end if;
   select k.started_at into v_started_at
     from public.campaign_contacts c
-    join public.calls k on k.contact_id = c.id
+   -- Fenced: by its index alone, not by the agency's key.
+   cross join lateral (
+     select k.agency_id, k.started_at from public.calls k where k.contact_id = c.id offset 0) k
    where c.agency_id = p_agency_id and c.phone_number = p_phone_number
      and k.agency_id = p_agency_id and k.started_at > p_now - interval '1 day'
    order by k.started_at desc

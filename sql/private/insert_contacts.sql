@@ -2,7 +2,8 @@ create type private.inserted_contacts as (added integer, duplicates integer, do_
 
 -- Append contacts to a locked batch, in the order given. p_contacts: a JSON array of 1 to 10,000
 -- objects with phone_number (E.164, required); first_name, last_name, email, company, title
--- (text of at most 500 characters); timezone; custom_data (object); max_attempts (1 to 99,
+-- (text of at most 500 characters); timezone; custom_data (object of at
+-- most 64 kB, 32 levels and numbers to 1e308); max_attempts (1 to 99,
 -- default 3); due_at (not before this time). All or none: a contact that is not such an object refuses
 -- them all. A number that the batch has already (the first one is kept; one that was
 -- skipped may come again) or that the agency must not call is left out, and counted.
@@ -51,6 +52,15 @@ begin
                      then 'timezone is not known'
                    when jsonb_typeof(g.contact -> 'custom_data') not in ('object', 'null')
                      then 'custom_data must be an object'
+                   -- What PostgreSQL holds, and a dialer's JSON reader may not: then it could claim nothing else either.
+                   when octet_length((g.contact -> 'custom_data')::text) > 65536
+                     then 'custom_data must have at most 64 kB'
+                   when jsonb_path_exists(g.contact -> 'custom_data',
+                          'strict $.** ? (@.type() == "number" && (@ > 1e308 || @ < -1e308))')
+                     then 'custom_data must hold no number beyond 1e308'
+                   when jsonb_path_exists(g.contact -> 'custom_data',
+                          '$.**{32 to last} ? (@.type() == "object" || @.type() == "array")')
+                     then 'custom_data must be nested at most 32 deep'
                    when jsonb_typeof(g.contact -> 'max_attempts') not in ('number', 'null')
                      or g.contact ->> 'max_attempts' !~ '^[1-9][0-9]?$'
                      then 'max_attempts must be a whole number from 1 to 99'

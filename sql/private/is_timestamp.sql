@@ -5,7 +5,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if p_text !~ '^\d{4}-\d\d-\d\d[T ]\d\d:\d\d' then
+  if p_text !~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}' then
     return false;
   end if;
   perform p_text::timestamptz;

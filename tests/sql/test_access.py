@@ -23,6 +23,7 @@ PEOPLE = {
         for name in (
             "create_batch", "add_contacts", "start_batch", "retry_batch",
             "cancel_batch", "stop_batch", "pause_batch", "resume_batch",
+            "list_batches", "get_batch", "get_user_batch", "list_batch_events", "export_contacts",
         )
     ),
     "private.find_batch_agency", "private.find_user_batch", "private.find_agent_agency",
@@ -94,7 +95,9 @@ def test_a_type_of_the_callers_own_never_runs_as_the_definer(db: TestDatabase, n
         )
         connection.execute(f"create domain pg_temp.{name} as pg_catalog.{name} check (pg_temp.evil(value))")
         connection.execute("select public.stop_batch('Mine', 'Mine', idempotency_key => 'key-1', reason => 'why')")
-        connection.execute("select public.list_user_batches('Mine')")
+        connection.execute("select public.list_user_batches('Mine'), public.list_batches()")
+        connection.execute("select public.get_user_batch('Mine'), public.get_batch(%s)", [batch])
+        connection.execute("select public.list_batch_events(%(b)s), public.export_contacts(%(b)s)", {"b": batch})
         connection.execute("select public.resume_batch(%s)", [batch])
         connection.execute("select public.pause_batch(%s)", [batch])
         row = connection.execute("select (public.cancel_batch(%s)).status", [batch]).fetchone()
@@ -120,6 +123,17 @@ def test_the_summary_shows_the_own_agencys_batches_only(db: TestDatabase) -> Non
     user, batch, _ = world(db)
     with db.as_user(user) as connection:
         assert [row["id"] for row in connection.execute("select id from v_call_batch_summary")] == [batch]
+
+
+def test_a_list_shows_the_own_agencys_batches_only(db: TestDatabase) -> None:
+    user, batch, theirs = world(db)
+    other = db.value("select agency_id from call_batches where id = %s", theirs)
+    with db.as_user(user) as connection:
+        shown = connection.execute("select list_batches() as list, list_batches(agency_id => %s) as other", [other])
+        lists = shown.fetchone()
+    assert lists is not None
+    assert [shown["id"] for shown in lists["list"]["batches"]] == [str(batch)]
+    assert (lists["other"]["batches"], lists["other"]["pagination"]["total"]) == ([], 0)
 
 
 @pytest.mark.parametrize("table", [*TABLES, "v_call_batch_summary"])
@@ -179,6 +193,14 @@ def test_nobody_but_an_admin_reads_idempotency_keys(db: TestDatabase, role: str)
         ("select pause_batch(%s)", ["batch"]),
         ("select resume_batch(%s)", ["batch"]),
         ("select list_user_batches(%s::text)", ["them"]),
+        ("select get_batch(%s)", ["batch"]),
+        ("select get_user_batch(%s::text)", ["batch"]),
+        ("select get_user_batch('Theirs')", []),
+        ("select list_batch_events(%s)", ["batch"]),
+        ("select export_contacts(%s)", ["batch"]),
+        ("select private.get_batch(%s, %s, null, 50, 0, null)", ["agency", "batch"]),
+        ("select private.list_batch_events(%s, %s, 50, null)", ["agency", "batch"]),
+        ("select private.export_contacts(%s, %s, null, 10, null)", ["agency", "batch"]),
         ("select private.cancel_batch(%s, %s, null, null)", ["agency", "batch"]),
         ("select private.pause_batch(%s, %s, null, null)", ["agency", "batch"]),
         ("select private.resume_batch(%s, %s, null, null)", ["agency", "batch"]),

@@ -131,6 +131,8 @@ def test_a_batch_of_which_no_contact_is_left_is_not_created(db: TestDatabase, ca
         ({"timezone": 3}, "timezone is not known"),
         ({"custom_data": "{}"}, "custom_data must be an object"),
         ({"custom_data": ["a"]}, "custom_data must be an object"),
+        ({"custom_data": {"a": "x" * 65_536}}, "custom_data must have at most 64 kB"),
+        ({"custom_data": json.loads('{"a":' * 33 + "1" + "}" * 33)}, "custom_data must be nested at most 32 deep"),
         *(({"max_attempts": bad}, "max_attempts must be a whole number from 1 to 99") for bad in (0, 1.5, "3", 100)),
         *(({"due_at": bad}, "due_at must be a time in ISO 8601")
           for bad in ("soon", "infinity", "2026-06-31T09:00:00Z", 3)),
@@ -143,6 +145,15 @@ def test_each_bad_row_is_told_with_its_index_and_reason(
     sqlstate, detail = refusal(db, calling["owner"], **given(calling, contacts=[*contacts(1), bad, *contacts(2)]))
     assert sqlstate == "PT400"
     assert detail == {"code": "contacts_invalid", "error_count": 1, "errors": [{"index": 1, "error": error}]}
+
+
+@pytest.mark.parametrize("number", ["1e5000", "-1e309"])
+def test_a_number_that_a_dialer_could_not_read_is_refused(
+    db: TestDatabase, calling: dict[str, Any], number: str
+) -> None:
+    some = f'[{{"phone_number": "+15550000001", "custom_data": {{"a": [{{"b": {number}}}]}}}}]'
+    _, detail = refusal(db, calling["owner"], **given(calling, contacts=some))
+    assert detail["errors"] == [{"index": 0, "error": "custom_data must hold no number beyond 1e308"}]
 
 
 def test_of_many_bad_rows_the_first_hundred_are_told_and_all_are_counted(

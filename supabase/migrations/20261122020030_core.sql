@@ -961,7 +961,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if p_text !~ '^\d{4}-\d\d-\d\d[T ]\d\d:\d\d' then
+  if p_text !~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}' then
     return false;
   end if;
   perform p_text::timestamptz;
@@ -1026,7 +1026,8 @@ create type private.inserted_contacts as (added integer, duplicates integer, do_
 
 -- Append contacts to a locked batch, in the order given. p_contacts: a JSON array of 1 to 10,000
 -- objects with phone_number (E.164, required); first_name, last_name, email, company, title
--- (text of at most 500 characters); timezone; custom_data (object); max_attempts (1 to 99,
+-- (text of at most 500 characters); timezone; custom_data (object of at
+-- most 64 kB, 32 levels and numbers to 1e308); max_attempts (1 to 99,
 -- default 3); due_at (not before this time). All or none: a contact that is not such an object refuses
 -- them all. A number that the batch has already (the first one is kept; one that was
 -- skipped may come again) or that the agency must not call is left out, and counted.
@@ -1075,6 +1076,15 @@ begin
                      then 'timezone is not known'
                    when jsonb_typeof(g.contact -> 'custom_data') not in ('object', 'null')
                      then 'custom_data must be an object'
+                   -- What PostgreSQL holds, and a dialer's JSON reader may not: then it could claim nothing else either.
+                   when octet_length((g.contact -> 'custom_data')::text) > 65536
+                     then 'custom_data must have at most 64 kB'
+                   when jsonb_path_exists(g.contact -> 'custom_data',
+                          'strict $.** ? (@.type() == "number" && (@ > 1e308 || @ < -1e308))')
+                     then 'custom_data must hold no number beyond 1e308'
+                   when jsonb_path_exists(g.contact -> 'custom_data',
+                          '$.**{32 to last} ? (@.type() == "object" || @.type() == "array")')
+                     then 'custom_data must be nested at most 32 deep'
                    when jsonb_typeof(g.contact -> 'max_attempts') not in ('number', 'null')
                      or g.contact ->> 'max_attempts' !~ '^[1-9][0-9]?$'
                      then 'max_attempts must be a whole number from 1 to 99'
@@ -1468,7 +1478,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
-  v_time  constant text := '^([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?$';
+  v_time  constant text := '^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$';
   v_batch public.call_batches;
 begin
   if calling_hours is not null and (
@@ -2536,7 +2546,9 @@ begin
   end if;
   select k.started_at into v_started_at
     from public.campaign_contacts c
-    join public.calls k on k.contact_id = c.id
+   -- Fenced: by its index alone, not by the agency's key.
+   cross join lateral (
+     select k.agency_id, k.started_at from public.calls k where k.contact_id = c.id offset 0) k
    where c.agency_id = p_agency_id and c.phone_number = p_phone_number
      and k.agency_id = p_agency_id and k.started_at > p_now - interval '1 day'
    order by k.started_at desc
@@ -2742,7 +2754,7 @@ begin
        select from jsonb_array_elements(p_confirmed) as g (confirmed)
         where jsonb_typeof(g.confirmed) <> 'object'
            or jsonb_typeof(g.confirmed -> 'call_id') is distinct from 'number'
-           or g.confirmed ->> 'call_id' !~ '^\d{1,18}$'
+           or g.confirmed ->> 'call_id' !~ '^[0-9]{1,18}$'
            or jsonb_typeof(g.confirmed -> 'carrier_call_id') is distinct from 'string') then
     raise sqlstate 'PT400' using message = 'confirmed must be an array of objects with a call_id and a carrier_call_id',
       detail = '{"code": "confirmed_invalid"}';
@@ -2816,7 +2828,7 @@ begin
        select from jsonb_array_elements(p_results) as r (result)
         where jsonb_typeof(r.result) <> 'object'
            or jsonb_typeof(r.result -> 'call_id') is distinct from 'number'
-           or r.result ->> 'call_id' !~ '^\d{1,18}$'
+           or r.result ->> 'call_id' !~ '^[0-9]{1,18}$'
            or jsonb_typeof(r.result -> 'status') is distinct from 'string'
            or r.result ->> 'status' not in ('completed', 'failed', 'unknown')
            or jsonb_typeof(r.result -> 'duration_seconds') not in ('number', 'null')) then
@@ -3128,3 +3140,787 @@ revoke execute on function public.process_batches(integer) from public, anon, au
 grant  execute on function public.process_batches(integer) to service_role, lastcall_admin;
 comment on function public.process_batches(integer) is
   'Start the batches that are due, complete those that have nothing left to call.';
+
+-- file: private/read_contacts.sql
+create type private.contacts_page as (contacts json, next_cursor text);
+
+-- The most contacts of a batch that one request looks through; more than the 10,000 of calls-batch-create.
+create or replace function private.max_contacts_read()
+returns integer
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select 20000
+$$;
+
+revoke execute on function private.max_contacts_read() from public;
+comment on function private.max_contacts_read() is 'The most contacts of a batch that one request looks through.';
+
+-- The contacts of a batch after the cursor p_after (null: from the first one), in dial order, without the
+-- first p_offset, at most p_limit; p_status: only those. next_cursor: where to go on; null at the end.
+-- Looks through at most private.max_contacts_read() contacts, and for the others leads on by
+-- next_cursor: with p_status a page may be short, or empty, before the end.
+-- Raises PT400 (not a cursor).
+create or replace function private.read_contacts(
+  p_agency_id uuid, p_batch_id uuid, p_status public.contact_status, p_after text, p_limit integer, p_offset integer)
+returns private.contacts_page
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+declare
+  v_max   constant integer := private.max_contacts_read();
+  v_after bigint;
+  v_found integer;
+  v_next  bigint;
+  v_page  private.contacts_page;
+begin
+  if p_after !~ '^[0-9]{1,18}$' then
+    raise sqlstate 'PT400' using message = 'Not a cursor that was given out',
+      detail = '{"code": "cursor_invalid"}';
+  end if;
+  v_after := coalesce(p_after::bigint, 0);
+
+  select count(*)::integer, max(f.id) filter (where f.place = p_limit),
+         coalesce(json_agg(
+           json_build_object(
+             'id', f.id::text,
+             'phone_number', f.phone_number,
+             'first_name', d.first_name,
+             'last_name', d.last_name,
+             'email', d.email,
+             'company', d.company,
+             'title', d.title,
+             'status', f.status,
+             'call_id', f.call_id::text,
+             'attempts', f.attempts,
+             'max_attempts', f.max_attempts,
+             'outcome', f.outcome,
+             'duration_seconds', f.duration_seconds,
+             'outcome_notes', f.outcome_notes,
+             'last_attempt_at', private.iso_timestamp(f.last_attempt_at),
+             'completed_at', private.iso_timestamp(f.completed_at),
+             'custom_data', coalesce(d.custom_data, '{}'),
+             'do_not_call', coalesce((select true from public.do_not_call n
+                                       where n.agency_id = p_agency_id and n.phone_number = f.phone_number
+                                       limit 1), false),
+             'timezone', f.timezone,
+             'created_at', private.iso_timestamp(f.created_at))
+           order by f.place)
+           filter (where f.place <= p_limit), '[]')
+    into v_found, v_next, v_page.contacts
+    from (select c.*, row_number() over (order by c.id) as place
+            from (select c.*
+                    from (select c.*
+                            from public.campaign_contacts c
+                           where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id > v_after
+                           order by c.agency_id, c.batch_id, c.id
+                           limit v_max) c
+                   where p_status is null or c.status = p_status
+                   order by c.id
+                  offset p_offset
+                   limit p_limit + 1) c) f
+    -- With a limit: each by its key, and never by reading the whole batch.
+    left join lateral (
+      select d.*
+        from public.contact_data d
+       where d.agency_id = p_agency_id and d.batch_id = p_batch_id and d.contact_id = f.id
+       limit 1) d on true;
+
+  if v_found <= p_limit then
+    -- Not more than were asked for: the end, unless it stopped looking before it.
+    select c.id into v_next
+      from public.campaign_contacts c
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id > v_after
+     order by c.agency_id, c.batch_id, c.id
+    offset v_max - 1
+     limit 1;
+  end if;
+  v_page.next_cursor := v_next::text;
+  return v_page;
+end;
+$$;
+
+revoke execute on function private.read_contacts(uuid, uuid, public.contact_status, text, integer, integer) from public;
+comment on function private.read_contacts(uuid, uuid, public.contact_status, text, integer, integer) is
+  'A page of a batch''s contacts.';
+
+-- file: private/waiting_for.sql
+create type private.waiting as (waiting_for text, waiting_until timestamptz);
+
+-- Why no call of a batch may start at p_now, and the earliest time at which one may, where that is known.
+-- Both null: it dials, or is over. Of several reasons the first:
+--   contacts          none were added yet
+--   scheduled_for     its time is still to come
+--   process           the next run of process_batches, which starts it, or completes it
+--   resume            it is paused or stopped
+--   results           none is left to claim; those queued and in progress may come back
+--   calling_hours     outside its hours and days, and no contact with a time zone of its own is due
+--   max_concurrent    as many are queued or in progress
+--   calls_per_minute  as many calls were claimed in the last 60 seconds
+--   retry             whoever is left waits for a time of the own: a retry, another due time, a number's limit
+-- Reads calls_per_minute calls, and 1,000 due contacts, at most.
+create or replace function private.waiting_for(p_batch public.call_batches, p_now timestamptz)
+returns private.waiting
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+declare
+  v_opens_at timestamptz := p_now;
+  v_is_due   boolean;
+  v_free_at  timestamptz;
+begin
+  if p_batch.status in ('paused', 'stopped') then
+    return ('resume', null)::private.waiting;
+  elsif p_batch.status in ('pending', 'scheduled') then
+    return case when p_batch.scheduled_for > p_now then ('scheduled_for', p_batch.scheduled_for)::private.waiting
+                when p_batch.total_contacts = 0 then ('contacts', null)::private.waiting
+                else ('process', null)::private.waiting end;
+  elsif p_batch.status <> 'processing' then
+    return (null, null)::private.waiting;
+  elsif private.has_nothing_left(p_batch) then
+    return ('process', null)::private.waiting;
+  elsif p_batch.next_claim_at is null
+     or p_batch.queued + p_batch.in_progress + p_batch.completed + p_batch.failed + p_batch.skipped
+        >= p_batch.total_contacts then
+    return ('results', null)::private.waiting;
+  end if;
+
+  if p_batch.calling_start is not null or p_batch.allowed_days is not null then
+    v_opens_at := private.next_calling_time(
+      p_batch.calling_start, p_batch.calling_end, p_batch.allowed_days, p_batch.timezone, p_now);
+  end if;
+  if v_opens_at is distinct from p_now then
+    if p_batch.next_claim_at > p_now then
+      -- The last claim found none to call before next_claim_at, in whichever time zone.
+      if v_opens_at is null or p_batch.next_claim_at <= v_opens_at then
+        return ('calling_hours', p_batch.next_claim_at)::private.waiting;
+      end if;
+      return ('retry', p_batch.next_claim_at)::private.waiting;
+    end if;
+    select true into v_is_due
+      from (select c.timezone, c.status
+              from public.campaign_contacts c
+             where c.agency_id = p_batch.agency_id and c.batch_id = p_batch.id and c.due_at <= p_now
+             order by c.due_at
+             limit 1000) c
+     where c.timezone is not null and c.status in ('pending', 'scheduled')
+     limit 1;
+    if v_is_due is null then
+      return ('calling_hours', v_opens_at)::private.waiting;
+    end if;
+  end if;
+
+  if p_batch.queued + p_batch.in_progress >= p_batch.max_concurrent then
+    return ('max_concurrent', null)::private.waiting;
+  end if;
+  select c.created_at + interval '1 minute' into v_free_at
+    from public.calls c
+   where c.agency_id = p_batch.agency_id and c.batch_id = p_batch.id
+     and p_batch.calls_per_minute is not null
+   order by c.agency_id desc, c.batch_id desc, c.id desc
+  offset p_batch.calls_per_minute - 1
+   limit 1;
+  if v_free_at > p_now then
+    return ('calls_per_minute', v_free_at)::private.waiting;
+  elsif p_batch.next_claim_at > p_now then
+    return ('retry', p_batch.next_claim_at)::private.waiting;
+  end if;
+  return (null, null)::private.waiting;
+end;
+$$;
+
+revoke execute on function private.waiting_for(public.call_batches, timestamptz) from public;
+comment on function private.waiting_for(public.call_batches, timestamptz) is 'Why no call of a batch may start now.';
+
+-- file: private/describe_batch.sql
+-- A batch as calls-batch-list and calls-batch-get show it: the contract's keys, then our own. From the
+-- batch's row and its counters, never by counting contacts.
+create or replace function private.describe_batch(p_batch public.call_batches, p_now timestamptz)
+returns json
+language sql stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off  -- as in claim_batch
+as $$
+  select json_build_object(
+           'id', s.id,
+           'agency_id', s.agency_id,
+           'campaign_id', s.campaign_id,
+           'campaign_name', s.campaign_name,
+           'agent_mapping_id', s.agent_mapping_id,
+           'agent_name', s.agent_name,
+           'from_number', s.from_number,
+           'status', s.status,
+           'total_contacts', s.total_contacts,
+           'queued', s.queued,
+           'in_progress', s.in_progress,
+           'completed', s.completed,
+           'failed', s.failed,
+           'skipped', s.skipped,
+           'progress_percentage', s.progress_percentage,
+           'remaining_count', s.remaining_count,
+           'calls_per_minute', s.calls_per_minute,
+           'max_concurrent', s.max_concurrent,
+           'scheduled_for', private.iso_timestamp(s.scheduled_for),
+           'created_at', private.iso_timestamp(s.created_at),
+           'started_at', private.iso_timestamp(s.started_at),
+           'external_id', s.external_id,
+           'name', s.name,
+           'user_id', s.user_id,
+           'mode', p_batch.mode,
+           'retry_of', s.retry_of,
+           'waiting_for', w.waiting_for,
+           'waiting_until', private.iso_timestamp(w.waiting_until),
+           'paused_at', private.iso_timestamp(s.paused_at),
+           'stopped_at', private.iso_timestamp(s.stopped_at),
+           'completed_at', private.iso_timestamp(s.completed_at),
+           'error_message', s.error_message,
+           'calling_numbers', p_batch.calling_numbers,
+           'timezone', p_batch.timezone,
+           'calling_hours', case when p_batch.calling_start is not null then json_build_object(
+             'start', to_char(p_batch.calling_start, 'HH24:MI:SS'), 'end', to_char(p_batch.calling_end, 'HH24:MI:SS')) end,
+           'allowed_days', p_batch.allowed_days,
+           'max_calls_per_number', p_batch.max_calls_per_number,
+           'retry_delay_seconds', p_batch.retry_delay_seconds,
+           'retry_outcomes', p_batch.retry_outcomes)
+    from public.v_call_batch_summary s
+   cross join private.waiting_for(p_batch, p_now) w
+   where s.agency_id = p_batch.agency_id and s.id = p_batch.id
+$$;
+
+revoke execute on function private.describe_batch(public.call_batches, timestamptz) from public;
+comment on function private.describe_batch(public.call_batches, timestamptz) is 'A batch as the functions show it.';
+
+-- file: api/list_batches.sql
+-- The agency's batches, newest first, each as private.describe_batch shows it. A service or a console sees every
+-- agency's, or those of p_agency_id.
+-- p_status, p_campaign_id: only these. p_page_size: 1 to 100. p_offset: how many to pass over.
+-- p_after: the next_cursor of the page before; unlike an offset it holds its place while batches are created.
+-- Returns {"batches": [...], "pagination": {"total", "limit", "offset", "has_more", "next_cursor"}}; total
+-- counts batches before the cursor too.
+-- Raises PT401, PT400 (a number out of range; not a cursor), PT403 (of no agency).
+-- Contract: calls-batch-list.
+create or replace function private.list_batches(
+  p_agency_id uuid, p_status public.batch_status, p_campaign_id uuid, p_page_size integer, p_offset integer, p_after text)
+returns json
+language plpgsql stable
+security definer  -- for a service or a console, looks at every agency
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan  -- by the agency's index for a user, without it for the others
+as $$
+declare
+  v_uuid   constant text := '[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}';
+  v_actor  private.actor := private.current_actor();
+  v_now    timestamptz := clock_timestamp();
+  v_after  text[] := regexp_match(p_after, format('^(-?[0-9]{1,17})\.(%s)\.(%s)$', v_uuid, v_uuid));
+  v_shown  json;
+  v_total  integer;
+  v_next   text;
+begin
+  if p_page_size is null or p_page_size not between 1 and 100 or p_offset is null or p_offset < 0 then
+    raise sqlstate 'PT400' using message = 'limit must be 1 to 100 and offset at least 0',
+      detail = '{"code": "page_out_of_range"}';
+  end if;
+  if p_after is not null and v_after is null then
+    raise sqlstate 'PT400' using message = 'Not a cursor that was given out',
+      detail = '{"code": "cursor_invalid"}';
+  end if;
+  if v_actor.kind = 'user' and v_actor.agency_id is null then
+    raise sqlstate 'PT403' using message = 'User is not associated with an agency',
+      detail = '{"code": "no_agency"}';
+  end if;
+
+  with found as (
+    select b.agency_id, b.id, b.created_at
+      from public.call_batches b
+     where (v_actor.agency_id is null or b.agency_id = v_actor.agency_id)
+       and (p_agency_id is null or b.agency_id = p_agency_id)
+       and (p_status is null or b.status = p_status)
+       and (p_campaign_id is null or b.campaign_id = p_campaign_id)),
+  page as (
+    select f.agency_id, f.id,
+           format('%s.%s.%s', (extract(epoch from f.created_at) * 1000000)::bigint, f.id, f.agency_id) as cursor,
+           row_number() over (order by f.created_at desc, f.id desc, f.agency_id desc) - p_offset as place
+      from found f
+     where v_after is null
+        or (f.created_at, f.id, f.agency_id)
+           < (timestamptz 'epoch' + v_after[1]::bigint * interval '1 microsecond', v_after[2]::uuid, v_after[3]::uuid)
+     order by f.created_at desc, f.id desc, f.agency_id desc
+    offset p_offset
+     limit p_page_size + 1)
+  select (select count(*)::integer from found),
+         coalesce(json_agg(private.describe_batch(b, v_now) order by p.place)
+                    filter (where p.place <= p_page_size), '[]'),
+         case when count(*) > p_page_size then max(p.cursor) filter (where p.place = p_page_size) end
+    into v_total, v_shown, v_next
+    from page p
+    join public.call_batches b on b.agency_id = p.agency_id and b.id = p.id;
+
+  return json_build_object(
+    'batches', v_shown,
+    'pagination', json_build_object(
+      'total', v_total,
+      'limit', p_page_size,
+      'offset', p_offset,
+      'has_more', v_next is not null,
+      'next_cursor', v_next));
+end;
+$$;
+
+revoke execute on function private.list_batches(uuid, public.batch_status, uuid, integer, integer, text) from public;
+grant  execute on function private.list_batches(uuid, public.batch_status, uuid, integer, integer, text) to authenticated, service_role, lastcall_admin;
+comment on function private.list_batches(uuid, public.batch_status, uuid, integer, integer, text) is 'public.list_batches.';
+
+create or replace function public.list_batches(
+  status public.batch_status default null, campaign_id uuid default null, page_size integer default 25,
+  page_offset integer default 0, after text default null, agency_id uuid default null)
+returns json
+language sql stable
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.list_batches(agency_id, status, campaign_id, page_size, page_offset, after)
+$$;
+
+revoke execute on function public.list_batches(public.batch_status, uuid, integer, integer, text, uuid) from public, anon;
+grant  execute on function public.list_batches(public.batch_status, uuid, integer, integer, text, uuid) to authenticated, service_role, lastcall_admin;
+comment on function public.list_batches(public.batch_status, uuid, integer, integer, text, uuid) is
+  'The agency''s call batches with their progress and what they wait for, newest first.';
+
+-- file: api/get_batch.sql
+-- A batch (see private.describe_batch), its calls in progress or unknown (the first 100), and a page of its
+-- contacts in dial order (see private.read_contacts).
+-- p_status: only contacts of this status. p_limit: 1 to 200. p_offset: 0 to 10,000; p_after, the
+-- next_cursor of the page before, goes further.
+-- Returns {"batch", "live_calls": [...], "contacts": [...], "contact_pagination": {"total", "limit", "offset",
+-- "has_more", "next_cursor"}}. total comes from the counters. These do not tell pending from scheduled
+-- contacts: where only one of the two is asked for, they are counted in a batch of up to
+-- private.max_contacts_read() contacts, and total is null in a larger one.
+-- Raises PT401, PT403 (of no agency), PT404 (no such batch of the agency), PT400 (a number out of range;
+-- not a cursor).
+-- Contract: calls-batch-get.
+create or replace function private.get_batch(
+  p_agency_id uuid, p_batch_id uuid, p_status public.contact_status, p_limit integer, p_offset integer, p_after text)
+returns json
+language plpgsql stable
+security definer  -- for a service or a console, looks at every agency
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+declare
+  v_max        constant integer := private.max_contacts_read();
+  v_batch      public.call_batches;
+  v_waiting    integer;
+  v_total      integer;
+  v_live_calls json;
+  v_page       private.contacts_page;
+begin
+  perform private.require_actor(p_agency_id);
+  if p_limit is null or p_limit not between 1 and 200 or p_offset is null or p_offset not between 0 and 10000 then
+    raise sqlstate 'PT400' using
+      message = 'contact_limit must be 1 to 200 and contact_offset 0 to 10,000; contact_after goes further',
+      detail = '{"code": "page_out_of_range"}';
+  end if;
+  select b.* into v_batch from public.call_batches b where b.agency_id = p_agency_id and b.id = p_batch_id;
+  if not found then
+    raise sqlstate 'PT404' using message = 'Batch not found',
+      detail = '{"code": "batch_not_found"}';
+  end if;
+
+  v_waiting := v_batch.total_contacts - v_batch.queued - v_batch.in_progress
+    - v_batch.completed - v_batch.failed - v_batch.skipped;
+  v_total := case
+    when p_status is null then v_batch.total_contacts
+    when p_status = 'queued' then v_batch.queued
+    when p_status = 'in_progress' then v_batch.in_progress
+    when p_status = 'completed' then v_batch.completed
+    when p_status = 'failed' then v_batch.failed
+    when p_status = 'skipped' then v_batch.skipped
+    when v_waiting <= 0 then 0
+    when v_batch.total_contacts <= v_max then (
+      select count(*)::integer
+        from (select c.status
+                from public.campaign_contacts c
+               where c.agency_id = p_agency_id and c.batch_id = p_batch_id
+               limit v_max) c
+       where c.status = p_status) end;
+
+  -- Each status by itself: so the index has them in order.
+  select coalesce(json_agg(json_build_object(
+           'call_id', l.id::text,
+           'contact_id', l.contact_id::text,
+           'phone_number', (select c.phone_number
+                              from public.campaign_contacts c
+                             where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = l.contact_id
+                             limit 1),
+           'status', l.status,
+           'started_at', private.iso_timestamp(l.started_at),
+           'carrier_call_id', l.carrier_call_id)), '[]')
+    into v_live_calls
+    from ((select k.*
+             from public.calls k
+            where k.agency_id = p_agency_id and k.batch_id = p_batch_id and k.status = 'unknown'
+            order by k.lease_expires_at
+            limit 100)
+          union all
+          (select k.*
+             from public.calls k
+            where k.agency_id = p_agency_id and k.batch_id = p_batch_id and k.status = 'in_progress'
+            order by k.lease_expires_at
+            limit 100)
+          limit 100) l;
+
+  v_page := private.read_contacts(p_agency_id, p_batch_id, p_status, p_after, p_limit, p_offset);
+  return json_build_object(
+    'batch', private.describe_batch(v_batch, clock_timestamp()),
+    'live_calls', v_live_calls,
+    'contacts', v_page.contacts,
+    'contact_pagination', json_build_object(
+      'total', v_total,
+      'limit', p_limit,
+      'offset', p_offset,
+      'has_more', v_page.next_cursor is not null,
+      'next_cursor', v_page.next_cursor));
+end;
+$$;
+
+revoke execute on function private.get_batch(uuid, uuid, public.contact_status, integer, integer, text) from public;
+grant  execute on function private.get_batch(uuid, uuid, public.contact_status, integer, integer, text) to authenticated, service_role, lastcall_admin;
+comment on function private.get_batch(uuid, uuid, public.contact_status, integer, integer, text) is
+  'public.get_batch, for a batch of a known agency.';
+
+create or replace function public.get_batch(
+  batch_id uuid default null, contact_status public.contact_status default null, contact_limit integer default 50,
+  contact_offset integer default 0, contact_after text default null)
+returns json
+language sql stable
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.get_batch(
+    private.find_batch_agency(batch_id), batch_id, contact_status, contact_limit, contact_offset, contact_after)
+$$;
+
+revoke execute on function public.get_batch(uuid, public.contact_status, integer, integer, text) from public, anon;
+grant  execute on function public.get_batch(uuid, public.contact_status, integer, integer, text) to authenticated, service_role, lastcall_admin;
+comment on function public.get_batch(uuid, public.contact_status, integer, integer, text) is
+  'A call batch, its calls in progress and a page of its contacts.';
+
+-- file: api/get_user_batch.sql
+-- A batch's contacts and the calls to each, in pages, as stop-calling's product shows them.
+-- p_batch_id: UUID or external id. p_page: from 1. p_page_size: 1 to 100; p_page * p_page_size up to
+-- private.max_contacts_read(). p_call_status: only contacts of this status. p_search: part of the phone number, or of
+-- the name in any case. p_sort_by: createdAt (upload order), phoneNumber or callStatus, in a batch of up to
+-- private.max_contacts_read() contacts; in a larger one createdAt alone.
+-- A status or a search is looked for in the first private.max_contacts_read() contacts of that order; totalIsExact
+-- says whether these are all, so that total counts them all.
+-- Returns {"batchId", "batchName", "batchStatus", "page", "limit", "total", "totalPages", "totalIsExact", "data"}. In
+-- data: _id, phoneNumber, callStatus, phoneLogs (the calls, oldest first) and createdAt beside what is known of
+-- the contact, whose keys never replace these. Recordings and transcripts are not kept.
+-- Raises PT401, PT400 (no batch id, or batches share it; a number out of range; not an order, or none of a batch so
+-- large), PT403 (of no agency), PT404 (no such batch of the agency; another user's, and not an owner or admin).
+-- Contract: GET /api/call/batch-details/{id}; an owner or admin may look at any batch of the agency.
+create or replace function private.get_user_batch(
+  p_batch_id text, p_page integer, p_page_size integer, p_call_status public.contact_status,
+  p_search text, p_sort_by text, p_descending boolean)
+returns json
+language plpgsql stable
+security definer  -- looks at batches of every agency for a service or a console
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan  -- by the agency's index for a user, without it for the others
+set enable_seqscan = off  -- as in claim_batch
+as $$
+declare
+  v_uuid    constant text := '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$';
+  v_max     constant integer := private.max_contacts_read();
+  v_actor   private.actor := private.current_actor();
+  v_batches public.call_batches[];
+  v_batch   public.call_batches;
+  v_is_part boolean := p_call_status is not null or coalesce(p_search, '') <> '';
+  v_read    integer := v_max;
+  v_total   integer;
+  v_data    json;
+begin
+  if coalesce(p_batch_id, '') = '' then
+    raise sqlstate 'PT400' using message = 'batchId is required',
+      detail = '{"code": "batch_id_required"}';
+  end if;
+  if p_page is null or p_page < 1 or p_page_size is null or p_page_size not between 1 and 100
+     or p_page::bigint * p_page_size > v_max then
+    raise sqlstate 'PT400' using
+      message = format('page must be at least 1, limit 1 to 100, and both together reach at most %s', v_max),
+      detail = '{"code": "page_out_of_range"}';
+  end if;
+  if p_sort_by is null or p_sort_by not in ('createdAt', 'phoneNumber', 'callStatus') then
+    raise sqlstate 'PT400' using message = 'sortBy must be createdAt, phoneNumber or callStatus',
+      detail = '{"code": "sort_invalid"}';
+  end if;
+  if v_actor.kind = 'user' and v_actor.agency_id is null then
+    raise sqlstate 'PT403' using message = 'User is not associated with an agency',
+      detail = '{"code": "no_agency"}';
+  end if;
+
+  v_batches := array(
+    select b
+      from public.call_batches b
+     where (v_actor.agency_id is null or b.agency_id = v_actor.agency_id)
+       and (b.external_id = p_batch_id
+            or b.id = case when p_batch_id ~ v_uuid then p_batch_id::uuid end)
+       and (private.is_agency_admin(v_actor) or b.user_id = v_actor.id)
+     limit 2);
+  if cardinality(v_batches) = 0 then
+    raise sqlstate 'PT404' using message = 'Batch not found',
+      detail = '{"code": "batch_not_found"}';
+  elsif cardinality(v_batches) > 1 then
+    raise sqlstate 'PT400' using message = 'Several batches have this id: give the UUID',
+      detail = '{"code": "batch_id_ambiguous"}';
+  end if;
+  v_batch := v_batches[1];
+  if p_sort_by <> 'createdAt' and v_batch.total_contacts > v_max then
+    raise sqlstate 'PT400' using
+      message = format('A batch of more than %s contacts can be sorted by createdAt alone', v_max),
+      detail = '{"code": "sort_invalid"}';
+  end if;
+  if p_sort_by = 'createdAt' and not v_is_part then
+    v_read := p_page * p_page_size;
+  end if;
+
+  with looked_at as (
+    (select c.*
+       from public.campaign_contacts c
+      where c.agency_id = v_batch.agency_id and c.batch_id = v_batch.id and not coalesce(p_descending, false)
+      order by c.agency_id, c.batch_id, c.id
+      limit v_read)
+    union all
+    (select c.*
+       from public.campaign_contacts c
+      where c.agency_id = v_batch.agency_id and c.batch_id = v_batch.id and p_descending
+      order by c.agency_id desc, c.batch_id desc, c.id desc
+      limit v_read)),
+  found as (
+    select l.*,
+           row_number() over (
+             order by case when not coalesce(p_descending, false) then k.sort_key end,
+                      case when p_descending then k.sort_key end desc,
+                      case when p_descending then -l.id else l.id end) as place
+      from looked_at l
+     cross join lateral (
+       select case p_sort_by when 'phoneNumber' then l.phone_number when 'callStatus' then l.status::text end as sort_key) k
+     where (p_call_status is null or l.status = p_call_status)
+       and (coalesce(p_search, '') = ''
+            or strpos(l.phone_number, p_search) > 0
+            or coalesce(strpos(lower((
+                 select concat_ws(' ', d.first_name, d.last_name, d.custom_data ->> 'name')
+                   from public.contact_data d
+                  where d.agency_id = v_batch.agency_id and d.batch_id = v_batch.id and d.contact_id = l.id
+                  limit 1)), lower(p_search)) > 0, false))),
+  page as (
+    select f.*
+      from found f
+     where f.place > (p_page - 1) * p_page_size and f.place <= p_page * p_page_size)
+  select case when v_is_part then (select count(*)::integer from found) else v_batch.total_contacts end,
+         coalesce(json_agg(
+           coalesce((
+             select jsonb_strip_nulls(jsonb_build_object(
+                      'first_name', d.first_name, 'last_name', d.last_name, 'email', d.email,
+                      'company', d.company, 'title', d.title)) || d.custom_data
+               from public.contact_data d
+              where d.agency_id = v_batch.agency_id and d.batch_id = v_batch.id and d.contact_id = p.id
+              limit 1), '{}')
+           || jsonb_build_object(
+             '_id', p.id::text,
+             'phoneNumber', p.phone_number,
+             'callStatus', p.status,
+             'phoneLogs', (
+               select coalesce(jsonb_agg(
+                        jsonb_build_object(
+                          'callStatus', k.status,
+                          'callDuration', k.duration_seconds,
+                          'recordingUrl', null,
+                          'transcript', null,
+                          'createdAt', private.iso_timestamp(coalesce(k.started_at, k.created_at)))
+                        order by k.id), '[]')
+                 -- The batch outside: inside, it could be planned to read all of the batch's calls.
+                 from (select k.* from public.calls k where k.contact_id = p.id offset 0) k
+                where k.agency_id = v_batch.agency_id and k.batch_id = v_batch.id and k.status <> 'queued'),
+             'createdAt', private.iso_timestamp(p.created_at))
+           order by p.place), '[]')
+    into v_total, v_data
+    from page p;
+
+  return json_build_object(
+    'batchId', coalesce(v_batch.external_id, v_batch.id::text),
+    'batchName', v_batch.name,
+    'batchStatus', case when v_batch.status = 'processing' then 'active' else v_batch.status::text end,
+    'page', p_page,
+    'limit', p_page_size,
+    'total', v_total,
+    'totalPages', (v_total + p_page_size - 1) / p_page_size,
+    'totalIsExact', not v_is_part or v_batch.total_contacts <= v_max,
+    'data', v_data);
+end;
+$$;
+
+revoke execute on function private.get_user_batch(
+  text, integer, integer, public.contact_status, text, text, boolean) from public;
+grant  execute on function private.get_user_batch(
+  text, integer, integer, public.contact_status, text, text, boolean) to authenticated, service_role, lastcall_admin;
+comment on function private.get_user_batch(text, integer, integer, public.contact_status, text, text, boolean) is
+  'public.get_user_batch.';
+
+create or replace function public.get_user_batch(
+  batch_id text default null, page integer default 1, page_size integer default 10,
+  call_status public.contact_status default null, search text default null,
+  sort_by text default 'createdAt', descending boolean default false)
+returns json
+language sql stable
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.get_user_batch(batch_id, page, page_size, call_status, search, sort_by, descending)
+$$;
+
+revoke execute on function public.get_user_batch(
+  text, integer, integer, public.contact_status, text, text, boolean) from public, anon;
+grant  execute on function public.get_user_batch(
+  text, integer, integer, public.contact_status, text, text, boolean) to authenticated, service_role, lastcall_admin;
+comment on function public.get_user_batch(text, integer, integer, public.contact_status, text, text, boolean) is
+  'A call batch''s contacts and the calls to each, in pages.';
+
+-- file: api/list_batch_events.sql
+-- The audit trail of a batch, oldest first; never idempotency keys, nor what was asked and answered under them.
+-- p_page_size: 1 to 200. p_after: the next_cursor of the page before.
+-- Returns {"events": [...], "pagination": {"limit", "has_more", "next_cursor"}}.
+-- Raises PT401, PT403 (of no agency), PT404 (no such batch of the agency), PT400 (a number out of range;
+-- not a cursor).
+create or replace function private.list_batch_events(
+  p_agency_id uuid, p_batch_id uuid, p_page_size integer, p_after text)
+returns json
+language plpgsql stable
+security definer  -- for a service or a console, looks at every agency
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+declare
+  v_after  bigint;
+  v_events json;
+  v_next   text;
+begin
+  perform private.require_actor(p_agency_id);
+  if p_page_size is null or p_page_size not between 1 and 200 then
+    raise sqlstate 'PT400' using message = 'limit must be 1 to 200',
+      detail = '{"code": "page_out_of_range"}';
+  end if;
+  if p_after !~ '^[0-9]{1,18}$' then
+    raise sqlstate 'PT400' using message = 'Not a cursor that was given out',
+      detail = '{"code": "cursor_invalid"}';
+  end if;
+  if not exists (select from public.call_batches b where b.agency_id = p_agency_id and b.id = p_batch_id) then
+    raise sqlstate 'PT404' using message = 'Batch not found',
+      detail = '{"code": "batch_not_found"}';
+  end if;
+  v_after := coalesce(p_after::bigint, 0);
+
+  select coalesce(json_agg(
+           json_build_object(
+             'id', e.id::text,
+             'created_at', private.iso_timestamp(e.created_at),
+             'action', e.action,
+             'actor_kind', e.actor_kind,
+             'actor_id', e.actor_id,
+             'actor_role', e.actor_role,
+             'on_behalf_of', e.on_behalf_of,
+             'from_status', e.from_status,
+             'to_status', e.to_status,
+             'contacts', e.contacts,
+             'reason', e.reason,
+             'request_id', e.request_id)
+           order by e.id)
+           filter (where e.place <= p_page_size), '[]'),
+         case when count(*) > p_page_size then (max(e.id) filter (where e.place = p_page_size))::text end
+    into v_events, v_next
+    from (select e.*, row_number() over (order by e.id) as place
+            from (select e.*
+                    from public.batch_events e
+                   where e.agency_id = p_agency_id and e.batch_id = p_batch_id and e.id > v_after
+                   order by e.agency_id, e.batch_id, e.id
+                   limit p_page_size + 1) e) e;
+  return json_build_object(
+    'events', v_events,
+    'pagination', json_build_object(
+      'limit', p_page_size,
+      'has_more', v_next is not null,
+      'next_cursor', v_next));
+end;
+$$;
+
+revoke execute on function private.list_batch_events(uuid, uuid, integer, text) from public;
+grant  execute on function private.list_batch_events(uuid, uuid, integer, text) to authenticated, service_role, lastcall_admin;
+comment on function private.list_batch_events(uuid, uuid, integer, text) is 'public.list_batch_events, for a batch of a known agency.';
+
+create or replace function public.list_batch_events(
+  batch_id uuid default null, page_size integer default 50, after text default null)
+returns json
+language sql stable
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.list_batch_events(private.find_batch_agency(batch_id), batch_id, page_size, after)
+$$;
+
+revoke execute on function public.list_batch_events(uuid, integer, text) from public, anon;
+grant  execute on function public.list_batch_events(uuid, integer, text) to authenticated, service_role, lastcall_admin;
+comment on function public.list_batch_events(uuid, integer, text) is 'The audit trail of a call batch, oldest first.';
+
+-- file: api/export_contacts.sql
+-- The next contacts of a batch in dial order, for an export in pages: p_after is the next_cursor of the page
+-- before, null for the first. p_status: only these. p_max_rows: 1 to 1000.
+-- Returns {"contacts": [...], "next_cursor"}; a page may be short before the end (see private.read_contacts).
+-- Raises PT401, PT403 (of no agency), PT404 (no such batch of the agency), PT400 (a number out of range;
+-- not a cursor).
+create or replace function private.export_contacts(
+  p_agency_id uuid, p_batch_id uuid, p_after text, p_max_rows integer, p_status public.contact_status)
+returns json
+language plpgsql stable
+security definer  -- for a service or a console, looks at every agency
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform private.require_actor(p_agency_id);
+  if p_max_rows is null or p_max_rows not between 1 and 1000 then
+    raise sqlstate 'PT400' using message = 'max_rows must be 1 to 1000',
+      detail = '{"code": "page_out_of_range"}';
+  end if;
+  if not exists (select from public.call_batches b where b.agency_id = p_agency_id and b.id = p_batch_id) then
+    raise sqlstate 'PT404' using message = 'Batch not found',
+      detail = '{"code": "batch_not_found"}';
+  end if;
+  return to_json(private.read_contacts(p_agency_id, p_batch_id, p_status, p_after, p_max_rows, 0));
+end;
+$$;
+
+revoke execute on function private.export_contacts(uuid, uuid, text, integer, public.contact_status) from public;
+grant  execute on function private.export_contacts(uuid, uuid, text, integer, public.contact_status) to authenticated, service_role, lastcall_admin;
+comment on function private.export_contacts(uuid, uuid, text, integer, public.contact_status) is
+  'public.export_contacts, for a batch of a known agency.';
+
+create or replace function public.export_contacts(
+  batch_id uuid default null, after text default null, max_rows integer default 1000,
+  contact_status public.contact_status default null)
+returns json
+language sql stable
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.export_contacts(private.find_batch_agency(batch_id), batch_id, after, max_rows, contact_status)
+$$;
+
+revoke execute on function public.export_contacts(uuid, text, integer, public.contact_status) from public, anon;
+grant  execute on function public.export_contacts(uuid, text, integer, public.contact_status) to authenticated, service_role, lastcall_admin;
+comment on function public.export_contacts(uuid, text, integer, public.contact_status) is
+  'The next contacts of a call batch, for an export in pages.';
