@@ -28,8 +28,10 @@ from .calls_batch_retry import calls_batch_retry
 from .get_user_batch import get_user_batch
 from .health import health
 from .list_user_batches import list_user_batches
+from .process_webhook_queue import process_webhook_queue
 from .start_calling import start_calling
 from .stop_calling import stop_calling
+from .webhook_ingest import webhook_ingest
 
 _EDGE_FUNCTIONS = {
     "calls-batch-add-contacts": calls_batch_add_contacts,
@@ -42,6 +44,9 @@ _EDGE_FUNCTIONS = {
     "calls-batch-pause": calls_batch_pause,
     "calls-batch-resume": calls_batch_resume,
     "calls-batch-retry": calls_batch_retry,
+    "process-webhook-queue": process_webhook_queue,
+    "webhook-ingest/{agency_id}": webhook_ingest,
+    "webhook-ingest/{agency_id}/{webhook_secret:path}": webhook_ingest,  # base64, hence with slashes
 }
 ROUTES = [
     *(Route(f"/functions/v1/{name}", function) for name, function in _EDGE_FUNCTIONS.items()),

@@ -25,7 +25,7 @@ class Caller(msgspec.Struct, frozen=True):
     """On whose behalf a procedure is called."""
 
     role: str
-    """The database role: authenticated for people, service_role for the service itself."""
+    """The database role: authenticated for people, service_role for the service itself, anon without a token."""
     claims: dict[str, Any]
     """The verified claims of the token."""
     token: str = ""
@@ -202,3 +202,8 @@ def verify_service(request: Request) -> Caller:
 def service(settings: Settings, request_id: str = "") -> Caller:
     """The service itself, as a caller."""
     return Caller("service_role", {"role": "service_role"}, settings.secret_key or "", request_id)
+
+
+def anyone(settings: Settings, request_id: str = "") -> Caller:
+    """Whoever sends a request without a token: may call what proves itself in another way, and nothing else."""
+    return Caller("anon", {"role": "anon"}, settings.publishable_key or "", request_id)

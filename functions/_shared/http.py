@@ -30,6 +30,7 @@ _CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
 }
+_ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 _ALLOWED_HEADERS = "authorization, apikey, content-type, idempotency-key, x-client-info, x-request-id"
 
 
@@ -49,9 +50,9 @@ def error_body(error: FunctionError) -> dict[str, Any]:
 
 
 class EdgeFunction:
-    """An edge function at one method: anything that its handler raises becomes its error body."""
+    """An edge function at one method, or at any (None): anything that its handler raises becomes its error body."""
 
-    def __init__(self, handler: Handler, method: str, failure: str, errors: ErrorBody) -> None:
+    def __init__(self, handler: Handler, method: str | None, failure: str, errors: ErrorBody) -> None:
         self.handler = handler
         self.method = method
         self.failure = failure
@@ -72,7 +73,7 @@ class EdgeFunction:
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
-        methods = ["GET", "HEAD"] if self.method == "GET" else [self.method]
+        methods = _ANY_METHOD if self.method is None else ["GET", "HEAD"] if self.method == "GET" else [self.method]
         allow = ", ".join([*methods, "OPTIONS"])
         if request.method == "OPTIONS":
             preflight = {
@@ -82,19 +83,44 @@ class EdgeFunction:
                 "Access-Control-Max-Age": "86400",
             }
             return Response(status_code=204, headers=preflight)
-        if request.method not in methods:
+        if self.method is not None and request.method not in methods:
             raise FunctionError(405, "method_not_allowed", f"Method must be {self.method}", {"Allow": allow})
         return await self.handler(request)
 
 
-def edge_function(method: str, *, failure: str, errors: ErrorBody = error_body) -> Callable[[Handler], EdgeFunction]:
-    """Make a handler an edge function: its method, the message of its 500, its error body."""
+def edge_function(
+    method: str | None, *, failure: str, errors: ErrorBody = error_body
+) -> Callable[[Handler], EdgeFunction]:
+    """Make a handler an edge function: its method (None: any), the message of its 500, its error body."""
     return lambda handler: EdgeFunction(handler, method, failure, errors)
 
 
 async def read_body(request: Request, type_: type[T], *, max_bytes: int | None = None) -> T:
     """The request's JSON body as type_. max_bytes: the limit, where it is not that of the settings.
     Raises 413 (over the limit) and 400 (not such an object)."""
+    body = await _read(request, max_bytes)
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except msgspec.ValidationError as error:
+        raise _invalid(error, "invalid_body") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise FunctionError(400, "invalid_body", "Body must be a JSON object") from None
+
+
+async def read_text(request: Request, *, max_bytes: int | None = None) -> str:
+    """The request's body to the letter, for a signature is over it. Raises 413 (over the limit) and 400 (not UTF-8,
+    or with a NUL, which Postgres cannot hold)."""
+    body = await _read(request, max_bytes)
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        raise FunctionError(400, "invalid_body", "Body must be UTF-8") from None
+    if "\0" in text:
+        raise FunctionError(400, "invalid_body", "Body must not hold a NUL")
+    return text
+
+
+async def _read(request: Request, max_bytes: int | None) -> bytearray:
     limit: int = max_bytes or request.app.state.settings.max_body_bytes
     body = bytearray()
     size = 0
@@ -108,12 +134,7 @@ async def read_body(request: Request, type_: type[T], *, max_bytes: int | None =
         # Or the server would go on to read what is left of it.
         close = {"Connection": "close"} if request.scope["http_version"].startswith("1") else {}
         raise FunctionError(413, "body_too_large", f"Body must have at most {limit} bytes", close)
-    try:
-        return msgspec.json.decode(body, type=type_)
-    except msgspec.ValidationError as error:
-        raise _invalid(error, "invalid_body") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise FunctionError(400, "invalid_body", "Body must be a JSON object") from None
+    return body
 
 
 def read_query(request: Request, type_: type[T]) -> T:
@@ -123,6 +144,14 @@ def read_query(request: Request, type_: type[T]) -> T:
         return msgspec.convert({**given, **request.path_params}, type_, strict=False)
     except msgspec.ValidationError as error:
         raise _invalid(error, "invalid_query") from None
+
+
+def read_path(request: Request, type_: type[T]) -> T:
+    """The request's path parameters as type_. Raises 400."""
+    try:
+        return msgspec.convert(request.path_params, type_, strict=False)
+    except msgspec.ValidationError as error:
+        raise _invalid(error, "invalid_path") from None
 
 
 def _invalid(error: msgspec.ValidationError, code: str) -> FunctionError:

@@ -45,7 +45,8 @@ begin
   v_retry_at := v_now + make_interval(secs => v_batch.retry_delay_seconds);
   for v_result in
     select r.call_id, r.status, r.outcome, r.carrier_call_id, r.notes,
-           least(greatest(round(r.duration_seconds), 0), 2147483647)::integer as duration_seconds
+           case when r.duration_seconds is not null
+             then least(greatest(round(r.duration_seconds), 0), 2147483647)::integer end as duration_seconds
       from jsonb_to_recordset(p_results) as r (
         call_id bigint, status public.call_status, outcome text, duration_seconds numeric,
         carrier_call_id text, notes text)

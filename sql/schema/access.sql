@@ -4,13 +4,15 @@
 revoke all on table public.agencies, public.users, public.campaigns, public.agent_mappings,
                     public.agency_phone_numbers, public.do_not_call,
                     public.call_batches, public.campaign_contacts,
-                    public.contact_data, public.calls, public.batch_events, public.v_call_batch_summary
+                    public.contact_data, public.calls, public.batch_events, public.v_call_batch_summary,
+                    public.webhook_queue
   from public, anon, authenticated, service_role, lastcall_admin;
 
 grant select on table public.agencies, public.users, public.campaigns, public.agent_mappings,
                       public.agency_phone_numbers, public.do_not_call,
                       public.call_batches, public.campaign_contacts,
-                      public.contact_data, public.calls, public.v_call_batch_summary
+                      public.contact_data, public.calls, public.v_call_batch_summary,
+                      public.webhook_queue
   to authenticated, service_role, lastcall_admin;
 -- Not the idempotency keys, nor what was asked and answered under them.
 grant select (agency_id, batch_id, id, created_at, action, actor_kind, actor_id, actor_role,
@@ -34,6 +36,7 @@ alter table public.campaign_contacts enable row level security;
 alter table public.contact_data enable row level security;
 alter table public.calls enable row level security;
 alter table public.batch_events enable row level security;
+alter table public.webhook_queue enable row level security;
 
 create policy own_agency on public.agencies for select to authenticated
   using (id = private.current_agency_id());
@@ -57,6 +60,8 @@ create policy own_agency on public.calls for select to authenticated
   using (agency_id = private.current_agency_id());
 create policy own_agency on public.batch_events for select to authenticated
   using (agency_id = private.current_agency_id());
+create policy own_agency on public.webhook_queue for select to authenticated
+  using (agency_id = private.current_agency_id());
 
 create policy every_agency on public.agencies for select to lastcall_admin using (true);
 create policy every_agency on public.users for select to lastcall_admin using (true);
@@ -69,3 +74,4 @@ create policy every_agency on public.campaign_contacts for select to lastcall_ad
 create policy every_agency on public.contact_data for select to lastcall_admin using (true);
 create policy every_agency on public.calls for select to lastcall_admin using (true);
 create policy every_agency on public.batch_events for select to lastcall_admin using (true);
+create policy every_agency on public.webhook_queue for select to lastcall_admin using (true);

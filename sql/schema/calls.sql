@@ -25,6 +25,8 @@ create index calls_open on public.calls (agency_id, batch_id, status, lease_expi
   where status in ('queued', 'in_progress', 'unknown');
 -- The calls of a contact. Without the agency, by which alone no plan shall look for calls.
 create index calls_contact on public.calls (contact_id);
+-- The call that the carrier's event is about. The agency second: both are given, so no plan prefers another index.
+create index calls_carrier on public.calls (carrier_call_id, agency_id) where carrier_call_id is not null;
 
 comment on table public.calls is 'One attempt at a contact; while queued, the lease of a dialer.';
 comment on column public.calls.carrier_call_id is 'The carrier''s id of the call.';

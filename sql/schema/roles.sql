@@ -28,4 +28,4 @@ grant usage on schema public to lastcall_admin;
 -- the definer.
 create schema if not exists private;
 revoke all on schema private from public;
-grant usage on schema private to authenticated, service_role, lastcall_admin;
+grant usage on schema private to anon, authenticated, service_role, lastcall_admin;

@@ -38,3 +38,11 @@ create type public.batch_mode as enum (
 );
 
 create type public.phone_number_status as enum ('pending', 'active', 'inactive', 'released');
+
+create type public.webhook_status as enum (
+  'pending',      -- waits for process_webhook_queue
+  'completed',    -- applied
+  'ignored',      -- nothing to apply: error_message says why
+  'failed',       -- could not be applied; tried again at next_retry_at
+  'dead'          -- failed for the last time: replay_webhooks tries again
+);

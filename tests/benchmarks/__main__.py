@@ -6,10 +6,10 @@ import argparse
 import signal
 import sys
 
-from . import cancel, claims, silence, wide
+from . import cancel, claims, silence, webhooks, wide
 from .lab import open_lab, progress
 
-BENCHMARKS = ("cancel", "silence", "claims")
+BENCHMARKS = ("cancel", "silence", "claims", "webhooks")
 
 
 def main() -> int:
@@ -29,6 +29,8 @@ def main() -> int:
                 print(silence.run(lab, sizes, rounds), flush=True)
             if "claims" in arguments.only:
                 print(claims.run(lab, min(arguments.runs, 3)), flush=True)
+            if "webhooks" in arguments.only:
+                print(webhooks.run(lab, arguments.runs), flush=True)
     except KeyboardInterrupt:
         progress("interrupted")
         return 130

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import cancel, claims, silence, wide
+from . import cancel, claims, silence, webhooks, wide
 from .lab import Lab, open_lab
 
 
@@ -44,3 +44,13 @@ def test_claims_of_every_number_of_claimers(lab: Lab) -> None:
     found = rows(claims.run(lab, runs=1, seconds=0.2, supply=320, numbers=[1, 2], contacts=[5]))
     assert [row[0] for row in found] == ["1 by 5", "2 by 5"]
     assert all(re.fullmatch(r"[\d,]+", cell) for row in found for cell in row[1:])
+
+
+def test_webhooks_compares_all_sizes_of_a_run_with_the_usual_way(lab: Lab) -> None:
+    found = rows(webhooks.run(lab, runs=1, events=20, groups=[1, 5]))
+    assert [row[0] for row in found] == [
+        "an update per event",
+        "process_webhook_queue(1)",
+        "process_webhook_queue(5)",
+        "ingest_webhook, signed",
+    ]

@@ -12,7 +12,7 @@ from ..support.database import TestDatabase
 
 BACKEND = ("agencies", "users", "campaigns", "agent_mappings", "agency_phone_numbers", "do_not_call")
 """What the backend brings by plain inserts."""
-TABLES = (*BACKEND, "call_batches", "campaign_contacts", "contact_data", "calls", "batch_events")
+TABLES = (*BACKEND, "call_batches", "campaign_contacts", "contact_data", "calls", "batch_events", "webhook_queue")
 ADMINS = ("agency_owner", "agency_admin")
 # What each role may execute; everything else in public and private is the owner's alone.
 PEOPLE = {
@@ -24,6 +24,7 @@ PEOPLE = {
             "create_batch", "add_contacts", "start_batch", "retry_batch",
             "cancel_batch", "stop_batch", "pause_batch", "resume_batch",
             "list_batches", "get_batch", "get_user_batch", "list_batch_events", "export_contacts",
+            "rotate_webhook_secret", "list_dead_webhooks", "replay_webhooks",
         )
     ),
     "private.find_batch_agency", "private.find_user_batch", "private.find_agent_agency",
@@ -33,10 +34,12 @@ SERVICE = PEOPLE | {
     for schema in ("public", "private")
     for name in (
         "claim_contacts", "start_call", "confirm_call", "finish_call", "release_expired_leases", "process_batches",
+        "ingest_webhook", "process_webhook_queue", "purge_webhook_queue",
     )
 } | {"private.check_counters", "private.recount_batch"}  # fmt: skip
 EXECUTE = {
-    "anon": set(),
+    # The one procedure without a token: it asks for a signature instead.
+    "anon": {"public.ingest_webhook", "private.ingest_webhook"},
     "authenticator": set(),
     "authenticated": PEOPLE | {"private.current_agency_id"},
     "service_role": SERVICE,
@@ -57,6 +60,10 @@ def world(db: TestDatabase) -> tuple[UUID, UUID, UUID]:
             "select add_contacts(%s, %s)",
             batch,
             '[{"phone_number": "+15550000001", "custom_data": {"a": 1}}, {"phone_number": "+15550000002"}]',
+        )
+        db.rows(
+            "insert into webhook_queue (agency_id, event_id, event_type, payload) values (%s, 'e', 'call.ended', '{}')",
+            agency,
         )
         batches.append((user, batch))
     db.rows("select process_batches()")
@@ -201,6 +208,9 @@ def test_nobody_but_an_admin_reads_idempotency_keys(db: TestDatabase, role: str)
         ("select private.get_batch(%s, %s, null, 50, 0, null)", ["agency", "batch"]),
         ("select private.list_batch_events(%s, %s, 50, null)", ["agency", "batch"]),
         ("select private.export_contacts(%s, %s, null, 10, null)", ["agency", "batch"]),
+        ("select rotate_webhook_secret(%s)", ["agency"]),
+        ("select list_dead_webhooks(%s)", ["agency"]),
+        ("select replay_webhooks(%s)", ["agency"]),
         ("select private.cancel_batch(%s, %s, null, null)", ["agency", "batch"]),
         ("select private.pause_batch(%s, %s, null, null)", ["agency", "batch"]),
         ("select private.resume_batch(%s, %s, null, null)", ["agency", "batch"]),
@@ -230,7 +240,8 @@ def test_ids_guessed_right_reach_nothing_of_another_agency(db: TestDatabase, cal
         "finish_call(%(batch)s, '[]')", "confirm_call(%(batch)s, '[]')",
         "private.start_call(%(agency)s, %(batch)s, '{1}')", "private.check_counters()",
         "private.recount_batch(%(batch)s)", "private.lock_batch(%(agency)s, %(batch)s)",
-        "private.skip_remaining(%(agency)s, %(batch)s, '')",
+        "private.skip_remaining(%(agency)s, %(batch)s, '')", "process_webhook_queue()", "purge_webhook_queue()",
+        "ingest_webhook(%(agency)s, '')", "private.find_webhook_call(%(agency)s, '{}')",
     ],
 )  # fmt: skip
 def test_a_user_cannot_play_the_dialer_even_with_the_own_batch(db: TestDatabase, call: str) -> None:
@@ -247,7 +258,8 @@ def test_the_dialers_side_refuses_people_even_where_a_grant_slipped_through(db: 
     db.rows("grant execute on all functions in schema public, private to authenticated")
     before = db.state()
     for call in ("claim_contacts()", "process_batches()", "release_expired_leases()", "private.recount_batch(%(b)s)",
-                 "start_call(%(b)s, '{1}')", "finish_call(%(b)s, '[]')", "confirm_call(%(b)s, '[]')"):  # fmt: skip
+                 "start_call(%(b)s, '{1}')", "finish_call(%(b)s, '[]')", "confirm_call(%(b)s, '[]')",
+                 "process_webhook_queue()", "purge_webhook_queue()"):  # fmt: skip
         with db.as_user(user) as connection, pytest.raises(psycopg.Error) as refused:
             connection.execute(f"select {call}", {"b": batch})
         assert refused.value.sqlstate == "PT403"
@@ -321,10 +333,10 @@ def test_every_table_has_row_level_security_and_every_key_begins_with_the_agency
         " where c.relnamespace = 'public'::regnamespace and i.indrelid not in"
         " ('agencies'::regclass, 'users'::regclass)"
     )
-    # An admin gives a batch's id alone; with the agency first, plans would take the other two for a batch's
-    # rows. None of them is unique, so they can be distributed too.
+    # An admin gives a batch's id alone; with the agency first, plans would take the next three for a batch's
+    # rows; what is due is due for every agency. None of them is unique, so they can be distributed too.
     assert {row["index"] for row in indexes if row["first"] != "agency_id"} == {
-        "call_batches_id", "calls_contact", "campaign_contacts_number",
+        "call_batches_id", "calls_contact", "calls_carrier", "campaign_contacts_number", "webhook_queue_due",
     }  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from uuid import UUID
 import pytest
 
 from ..support.database import Connection, TestDatabase
+from ..support.webhooks import Carrier, event
 
-TABLES = ("campaign_contacts", "calls", "contact_data", "call_batches")
+TABLES = ("campaign_contacts", "calls", "contact_data", "call_batches", "webhook_queue")
 
 
 def rows_read(db: TestDatabase) -> dict[str, int]:
@@ -85,3 +86,46 @@ def test_giving_a_lost_lease_back_reads_a_few_rows_of_a_large_batch(db: TestData
         assert connection.execute("select release_expired_leases() as n").fetchone() == {"n": 10}
         flush(connection)
     assert rows_read(db)["campaign_contacts"] - before <= 50
+
+
+@pytest.mark.parametrize("statistics", ["none", "of everything", "plans made when the tables were empty"])
+def test_applying_events_reads_a_few_rows_of_a_large_batch_and_a_long_queue(db: TestDatabase, statistics: str) -> None:
+    for table in TABLES:
+        db.rows(f"alter table {table} set (autovacuum_enabled = off)")
+    carrier = Carrier(db, db.agency())
+    with db.connect() as connection:
+        if statistics == "plans made when the tables were empty":
+            small = db.batch(carrier.agency)
+            db.contacts(small, pending=20)
+            for _ in range(10):
+                carrier.tell(*(event("call.ended", call) for call in carrier.place(small, 2)))
+                connection.execute("select process_webhook_queue()")
+        batch = db.batch(carrier.agency)
+        db.contacts(batch, pending=20_000)
+        for _ in range(3):
+            others = carrier.place(batch, 1000)
+        confirmed = [{"call_id": call["call_id"], "carrier_call_id": f"carrier-{call['call_id']}"} for call in others]
+        db.rows("select confirm_call(%s, %s)", batch, json.dumps(confirmed))
+        db.rows(
+            "insert into webhook_queue (agency_id, event_id, event_type, payload, status, processed_at, next_retry_at)"
+            " select %s, 'old ' || i, 'call.ended', '{}', 'completed', now(), null from generate_series(1, 20000) i",
+            carrier.agency,
+        )
+        if statistics == "of everything":
+            db.rows("analyze")
+        by_contact = [
+            event("call.ended", call, metadata={"batch_id": str(batch), "contact_id": call["contact_id"]})
+            for call in carrier.place(batch, 4)
+        ]
+        by_carrier = [event("call.ended", call, metadata=None) for call in others[:3]]
+        by_call = [event("call.ended", call) for call in carrier.place(batch, 3)]
+        carrier.tell(*by_contact, *by_carrier, *by_call)
+        flush(db.owner)
+        flush(connection)
+        before = rows_read(db)
+        row = connection.execute("select process_webhook_queue() as done").fetchone()
+        assert row == {"done": {"processed": 10, "failed": 0}}
+        flush(connection)
+    after = rows_read(db)
+    assert {table: n for table in TABLES if (n := after[table] - before[table]) > 150} == {}
+    assert db.value("select count(*) from calls where status = 'completed' and batch_id = %s", batch) == 10

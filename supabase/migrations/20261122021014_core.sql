@@ -29,7 +29,7 @@ grant usage on schema public to lastcall_admin;
 -- the definer.
 create schema if not exists private;
 revoke all on schema private from public;
-grant usage on schema private to authenticated, service_role, lastcall_admin;
+grant usage on schema private to anon, authenticated, service_role, lastcall_admin;
 
 -- file: schema/types.sql
 -- Who a user is in the agency. Owners and admins may cancel and stop; the others may not.
@@ -72,6 +72,14 @@ create type public.batch_mode as enum (
 );
 
 create type public.phone_number_status as enum ('pending', 'active', 'inactive', 'released');
+
+create type public.webhook_status as enum (
+  'pending',      -- waits for process_webhook_queue
+  'completed',    -- applied
+  'ignored',      -- nothing to apply: error_message says why
+  'failed',       -- could not be applied; tried again at next_retry_at
+  'dead'          -- failed for the last time: replay_webhooks tries again
+);
 
 -- file: schema/agencies.sql
 -- The tenant. Stop-calling calls it a workspace.
@@ -331,6 +339,8 @@ create index calls_open on public.calls (agency_id, batch_id, status, lease_expi
   where status in ('queued', 'in_progress', 'unknown');
 -- The calls of a contact. Without the agency, by which alone no plan shall look for calls.
 create index calls_contact on public.calls (contact_id);
+-- The call that the carrier's event is about. The agency second: both are given, so no plan prefers another index.
+create index calls_carrier on public.calls (carrier_call_id, agency_id) where carrier_call_id is not null;
 
 comment on table public.calls is 'One attempt at a contact; while queued, the lease of a dialer.';
 comment on column public.calls.carrier_call_id is 'The carrier''s id of the call.';
@@ -370,6 +380,53 @@ comment on column public.batch_events.on_behalf_of is 'The userId of stop-callin
 comment on column public.batch_events.contacts is 'How many contacts it changed.';
 comment on column public.batch_events.request is 'With an idempotency key: what was asked, to know a repeat from another request.';
 comment on column public.batch_events.response is 'With an idempotency key: what was answered, to answer a repeat.';
+
+-- file: schema/webhook_queue.sql
+-- What carriers reported, until process_webhook_queue has applied it and purge_webhook_queue has thrown it away.
+-- An event is stored once, however often it is delivered.
+create table public.webhook_queue (
+  agency_id     uuid not null references public.agencies (id) on delete cascade,
+  id            bigint generated always as identity,
+  event_id      text not null,
+  event_type    text not null,
+  payload       jsonb not null,
+  status        public.webhook_status not null default 'pending',
+  attempts      integer not null default 0,
+  max_attempts  integer not null default 5,
+  error_message text,
+  created_at    timestamptz not null default clock_timestamp(),
+  processed_at  timestamptz,
+  next_retry_at timestamptz default clock_timestamp(),
+  primary key (agency_id, id),
+  unique (agency_id, event_id),
+  check (attempts <= max_attempts)
+);
+
+-- What is due, oldest first, whichever agency's.
+create index webhook_queue_due on public.webhook_queue (next_retry_at) where next_retry_at is not null;
+-- What waits for an operator.
+create index webhook_queue_dead on public.webhook_queue (agency_id, id) where status = 'dead';
+
+comment on table public.webhook_queue is 'What carriers reported, each event once.';
+comment on column public.webhook_queue.event_id is 'Its webhook-id, or else the carrier''s call id and the event type.';
+comment on column public.webhook_queue.error_message is 'Why it was ignored, or could not be applied.';
+comment on column public.webhook_queue.next_retry_at is 'When it is to be applied; null: never again by itself.';
+
+-- file: schema/webhook_secrets.sql
+-- The secrets that an agency's carriers sign with. Several may be valid at once, so that one can be replaced
+-- without losing an event. Nobody is granted anything: rotate_webhook_secret shows a new one once, and
+-- verify_webhook compares within the database.
+create table private.webhook_secrets (
+  agency_id  uuid not null references public.agencies (id) on delete cascade,
+  id         bigint generated always as identity,
+  secret     text not null,
+  created_at timestamptz not null default now(),
+  expires_at timestamptz,
+  primary key (agency_id, id)
+);
+
+comment on table private.webhook_secrets is 'The secrets that an agency''s carriers sign with.';
+comment on column private.webhook_secrets.expires_at is 'Not valid any more from then on; null: until it is replaced.';
 
 -- file: schema/v_call_batch_summary.sql
 -- Progress of the batches that the reader may see, from the stored counters: never by
@@ -471,13 +528,15 @@ comment on function private.current_agency_id() is 'The agency whose rows the ca
 revoke all on table public.agencies, public.users, public.campaigns, public.agent_mappings,
                     public.agency_phone_numbers, public.do_not_call,
                     public.call_batches, public.campaign_contacts,
-                    public.contact_data, public.calls, public.batch_events, public.v_call_batch_summary
+                    public.contact_data, public.calls, public.batch_events, public.v_call_batch_summary,
+                    public.webhook_queue
   from public, anon, authenticated, service_role, lastcall_admin;
 
 grant select on table public.agencies, public.users, public.campaigns, public.agent_mappings,
                       public.agency_phone_numbers, public.do_not_call,
                       public.call_batches, public.campaign_contacts,
-                      public.contact_data, public.calls, public.v_call_batch_summary
+                      public.contact_data, public.calls, public.v_call_batch_summary,
+                      public.webhook_queue
   to authenticated, service_role, lastcall_admin;
 -- Not the idempotency keys, nor what was asked and answered under them.
 grant select (agency_id, batch_id, id, created_at, action, actor_kind, actor_id, actor_role,
@@ -501,6 +560,7 @@ alter table public.campaign_contacts enable row level security;
 alter table public.contact_data enable row level security;
 alter table public.calls enable row level security;
 alter table public.batch_events enable row level security;
+alter table public.webhook_queue enable row level security;
 
 create policy own_agency on public.agencies for select to authenticated
   using (id = private.current_agency_id());
@@ -524,6 +584,8 @@ create policy own_agency on public.calls for select to authenticated
   using (agency_id = private.current_agency_id());
 create policy own_agency on public.batch_events for select to authenticated
   using (agency_id = private.current_agency_id());
+create policy own_agency on public.webhook_queue for select to authenticated
+  using (agency_id = private.current_agency_id());
 
 create policy every_agency on public.agencies for select to lastcall_admin using (true);
 create policy every_agency on public.users for select to lastcall_admin using (true);
@@ -536,6 +598,7 @@ create policy every_agency on public.campaign_contacts for select to lastcall_ad
 create policy every_agency on public.contact_data for select to lastcall_admin using (true);
 create policy every_agency on public.calls for select to lastcall_admin using (true);
 create policy every_agency on public.batch_events for select to lastcall_admin using (true);
+create policy every_agency on public.webhook_queue for select to lastcall_admin using (true);
 
 -- file: private/require.sql
 -- The caller, who must belong to p_agency_id or act on every agency.
@@ -1264,6 +1327,204 @@ $$;
 
 revoke execute on function private.check_batch(uuid, public.call_batches, private.actor) from public;
 comment on function private.check_batch(uuid, public.call_batches, private.actor) is 'A new batch, checked.';
+
+-- file: private/find_admin_agency.sql
+-- The agency that the caller means and may act for: a user's own, as its owner or admin; for a service or a
+-- console the one that is named, or null, every one.
+-- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no such agency, or not the user's).
+create or replace function private.find_admin_agency(p_agency_id uuid)
+returns uuid
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_actor private.actor := private.current_actor();
+begin
+  if v_actor.kind = 'user' and v_actor.agency_id is null then
+    raise sqlstate 'PT403' using message = 'User is not associated with an agency',
+      detail = '{"code": "no_agency"}';
+  end if;
+  if not private.is_agency_admin(v_actor) then
+    raise sqlstate 'PT403' using message = 'User role must be agency_owner or agency_admin',
+      detail = '{"code": "role_not_allowed"}';
+  end if;
+  if p_agency_id <> v_actor.agency_id
+     or p_agency_id is not null and not exists (select from public.agencies a where a.id = p_agency_id) then
+    raise sqlstate 'PT404' using message = 'Agency not found',
+      detail = '{"code": "agency_not_found"}';
+  end if;
+  return coalesce(p_agency_id, v_actor.agency_id);
+end;
+$$;
+
+revoke execute on function private.find_admin_agency(uuid) from public;
+comment on function private.find_admin_agency(uuid) is 'The agency that the caller means and may act for.';
+
+-- file: private/hmac_sha256.sql
+-- HMAC-SHA256 (RFC 2104), from what every PostgreSQL has built in: no extension to install.
+create or replace function private.hmac_sha256(p_key bytea, p_message bytea)
+returns bytea
+language plpgsql immutable strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key   bytea := case when length(p_key) > 64 then sha256(p_key) else p_key end;
+  v_inner bytea := decode(repeat('36', 64), 'hex');
+  v_outer bytea := decode(repeat('5c', 64), 'hex');
+begin
+  for i in 0 .. length(v_key) - 1 loop
+    v_inner := set_byte(v_inner, i, get_byte(v_inner, i) # get_byte(v_key, i));
+    v_outer := set_byte(v_outer, i, get_byte(v_outer, i) # get_byte(v_key, i));
+  end loop;
+  return sha256(v_outer || sha256(v_inner || p_message));
+end;
+$$;
+
+revoke execute on function private.hmac_sha256(bytea, bytea) from public;
+comment on function private.hmac_sha256(bytea, bytea) is 'HMAC-SHA256 of a message.';
+
+-- file: private/new_webhook_secret.sql
+-- A secret that nobody has, in the form of Standard Webhooks: whsec_ and 32 bytes in base64.
+-- gen_random_uuid() draws 122 bits from the system's secure random source; the digest of three of them
+-- gathers 256 bits of it evenly, without the fixed bits of a UUID.
+create or replace function private.new_webhook_secret()
+returns text
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  select 'whsec_' || encode(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
+                                   || uuid_send(gen_random_uuid())), 'base64')
+$$;
+
+revoke execute on function private.new_webhook_secret() from public;
+comment on function private.new_webhook_secret() is 'A webhook secret that nobody has.';
+
+-- file: private/verify_webhook.sql
+-- Whether a delivery comes from who knows a secret of the agency. p_headers: a JSON object, names in lower case.
+-- By the first of these that the sender shows, and by no other then:
+--   1. Standard Webhooks: webhook-signature, "v1," and base64, several with spaces between; over
+--      "<webhook-id>.<webhook-timestamp>.<body>", keyed with the decoded secret.
+--   2. Ultravox: x-ultravox-webhook-signature, hex, several with commas between; over the body and
+--      x-ultravox-webhook-timestamp (ISO 8601), keyed with the secret as it is written.
+--   3. The secret itself.
+-- Signatures are HMAC-SHA256, and good for 5 minutes before and after their time.
+-- How long it takes tells nothing: every signature is compared with every secret's, an agency that is unknown
+-- is given a secret that nobody has, and what is compared are digests with a fresh random prefix, of which
+-- the sender can predict no byte.
+create or replace function private.verify_webhook(
+  p_agency_id uuid, p_body text, p_headers jsonb, p_path_secret text)
+returns boolean
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_now       constant timestamptz := clock_timestamp();
+  v_nonce     constant text := gen_random_uuid()::text;
+  v_nobodys   constant text := 'whsec_' || encode(sha256(convert_to(v_nonce, 'UTF8')), 'base64');
+  v_standard  constant text := left(p_headers ->> 'webhook-signature', 4096);
+  v_ultravox  constant text := left(p_headers ->> 'x-ultravox-webhook-signature', 4096);
+  v_timestamp text;
+  v_shown     text[];
+  v_secrets   text[];
+  v_secret    text;
+  v_expected  text;
+  v_is_timely boolean := true;
+  v_is_known  boolean := false;
+begin
+  v_secrets := array(
+    select s.secret
+      from private.webhook_secrets s
+     where s.agency_id = p_agency_id and coalesce(s.expires_at, 'infinity') > v_now);
+  if cardinality(v_secrets) = 0 then
+    v_secrets := array[v_nobodys];
+  end if;
+  if v_standard is not null then
+    v_timestamp := p_headers ->> 'webhook-timestamp';
+    v_shown := string_to_array(v_standard, ' ');
+    v_is_timely := case when v_timestamp ~ '^\d{1,12}$'
+      then abs(extract(epoch from v_now) - v_timestamp::bigint) <= 300 end;
+  elsif v_ultravox is not null then
+    v_timestamp := p_headers ->> 'x-ultravox-webhook-timestamp';
+    v_shown := string_to_array(replace(lower(v_ultravox), ' ', ''), ',');
+    v_is_timely := case when private.is_timestamp(v_timestamp)
+      then abs(extract(epoch from v_now - v_timestamp::timestamptz)) <= 300 end;
+  else
+    v_shown := array[p_path_secret];
+  end if;
+
+  foreach v_secret in array v_secrets loop
+    v_expected := case
+      when v_standard is not null then
+        'v1,' || encode(private.hmac_sha256(
+          decode(substr(v_secret, 7), 'base64'),  -- after whsec_
+          convert_to((p_headers ->> 'webhook-id') || '.' || v_timestamp || '.' || p_body, 'UTF8')), 'base64')
+      when v_ultravox is not null then
+        encode(private.hmac_sha256(convert_to(v_secret, 'UTF8'), convert_to(p_body || v_timestamp, 'UTF8')), 'hex')
+      else v_secret
+    end;
+    select bool_or(sha256(convert_to(v_nonce || s.shown, 'UTF8')) = sha256(convert_to(v_nonce || v_expected, 'UTF8')))
+           or v_is_known
+      into v_is_known
+      from unnest(v_shown) as s (shown);
+  end loop;
+  return coalesce(v_is_known and v_is_timely, false);
+end;
+$$;
+
+revoke execute on function private.verify_webhook(uuid, text, jsonb, text) from public;
+comment on function private.verify_webhook(uuid, text, jsonb, text) is 'Whether a delivery comes from who knows a secret of the agency.';
+
+-- file: private/find_webhook_call.sql
+-- The call that a carrier's event is about, or null: of the agency that the event was delivered for, whatever
+-- ids it names. In this order:
+--   1. metadata.batch_id and metadata.call_id, which the dialer gave the carrier.
+--   2. callId, as confirm_call or an earlier event noted it.
+--   3. metadata.batch_id and metadata.contact_id: the contact's latest call.
+-- Null too for a call that start_call has not let through.
+create or replace function private.find_webhook_call(p_agency_id uuid, p_payload jsonb)
+returns public.calls
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+declare
+  v_carrier_call_id constant text := p_payload #>> '{call,callId}';
+  v_metadata        constant jsonb := p_payload #> '{call,metadata}';
+  v_batch_id        uuid;
+  v_call_id         bigint;
+  v_contact_id      bigint;
+  v_call            public.calls;
+begin
+  -- As numbers or strings.
+  v_batch_id := case when v_metadata ->> 'batch_id' ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$'
+    then (v_metadata ->> 'batch_id')::uuid end;
+  v_call_id := case when v_metadata ->> 'call_id' ~ '^\d{1,18}$' then (v_metadata ->> 'call_id')::bigint end;
+  v_contact_id := case when v_metadata ->> 'contact_id' ~ '^\d{1,18}$' then (v_metadata ->> 'contact_id')::bigint end;
+
+  if v_batch_id is null or v_call_id is null then
+    select k.* into v_call
+      from public.calls k
+     where k.carrier_call_id = v_carrier_call_id and k.agency_id = p_agency_id
+     limit 1;
+    if found then
+      return v_call;
+    end if;
+    select c.call_id into v_call_id
+      from public.campaign_contacts c
+     where c.agency_id = p_agency_id and c.batch_id = v_batch_id and c.id = v_contact_id;
+  end if;
+  select k.* into v_call
+    from public.calls k
+   where k.agency_id = p_agency_id and k.batch_id = v_batch_id and k.id = v_call_id
+     and k.started_at is not null;
+  return v_call;
+end;
+$$;
+
+revoke execute on function private.find_webhook_call(uuid, jsonb) from public;
+comment on function private.find_webhook_call(uuid, jsonb) is 'The call that a carrier''s event is about.';
 
 -- file: private/check_counters.sql
 -- Every batch whose counters do not say what its contacts are: no row means that the books
@@ -2294,6 +2555,249 @@ grant  execute on function public.list_user_batches(text, integer, integer, text
 comment on function public.list_user_batches(text, integer, integer, text) is
   'A user''s call batches with their progress, newest first.';
 
+-- file: api/rotate_webhook_secret.sql
+create type public.rotate_webhook_secret_result as (
+  success        boolean,
+  agency_id      uuid,
+  webhook_secret text
+);
+
+-- Give an agency a new webhook secret, the first one too. It is shown this once. Those before it stay valid for
+-- p_grace (0 to 30 days), time to hand the new one to the carrier: no event is refused meanwhile.
+-- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no such agency, or not the
+-- user's), PT400 (no agency named; grace out of range).
+create or replace function private.rotate_webhook_secret(p_agency_id uuid, p_grace interval)
+returns public.rotate_webhook_secret_result
+language plpgsql volatile
+security definer  -- callers hold no table grants; this is their only door
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_agency_id uuid := private.find_admin_agency(p_agency_id);
+  v_secret    text := private.new_webhook_secret();
+  v_now       timestamptz;
+begin
+  if v_agency_id is null then
+    raise sqlstate 'PT400' using message = 'agency_id is required',
+      detail = '{"code": "agency_id_required"}';
+  end if;
+  if p_grace is null or p_grace not between interval '0' and interval '30 days' then
+    raise sqlstate 'PT400' using message = 'grace must be 0 to 30 days',
+      detail = '{"code": "grace_out_of_range"}';
+  end if;
+
+  -- Of two at once, the second one sees the first one's secret.
+  perform from public.agencies a where a.id = v_agency_id for no key update;
+  v_now := clock_timestamp();
+  delete from private.webhook_secrets s
+   where s.agency_id = v_agency_id and s.expires_at <= v_now;
+  update private.webhook_secrets s
+     set expires_at = least(s.expires_at, v_now + p_grace)
+   where s.agency_id = v_agency_id;
+  insert into private.webhook_secrets (agency_id, secret) values (v_agency_id, v_secret);
+  return row(true, v_agency_id, v_secret);
+end;
+$$;
+
+revoke execute on function private.rotate_webhook_secret(uuid, interval) from public;
+grant  execute on function private.rotate_webhook_secret(uuid, interval) to authenticated, service_role, lastcall_admin;
+comment on function private.rotate_webhook_secret(uuid, interval) is 'public.rotate_webhook_secret.';
+
+-- agency_id: a user may leave it out.
+create or replace function public.rotate_webhook_secret(agency_id uuid default null, grace interval default '1 day')
+returns public.rotate_webhook_secret_result
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.rotate_webhook_secret(agency_id, grace)
+$$;
+
+revoke execute on function public.rotate_webhook_secret(uuid, interval) from public, anon;
+grant  execute on function public.rotate_webhook_secret(uuid, interval) to authenticated, service_role, lastcall_admin;
+comment on function public.rotate_webhook_secret(uuid, interval) is
+  'Give an agency a new webhook secret, shown this once; the former ones stay valid for a while.';
+
+-- file: api/ingest_webhook.sql
+create type public.ingest_webhook_result as (success boolean, event_id text);
+
+-- Store what a carrier reports, once, and answer at once: process_webhook_queue applies it.
+-- p_body: to the byte as it came, for the signature is over it. p_headers: a JSON object, names in lower case.
+-- An event that is told again gets the same answer again. One of a type that is not known is stored as ignored:
+-- carriers give up endpoints that refuse.
+-- This is the one procedure for callers without a token. One who cannot show a secret of the agency changes nothing
+-- and learns nothing, not even whether there is such an agency.
+-- Raises PT413 (a body over 256 KiB), PT401 (see verify_webhook), PT400 (no such event).
+-- Contract: webhook-ingest.
+create or replace function private.ingest_webhook(
+  p_agency_id uuid, p_body text, p_headers jsonb, p_path_secret text)
+returns public.ingest_webhook_result
+language plpgsql volatile
+security definer  -- the caller may read and write nothing
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_payload         jsonb;
+  v_event_type      text;
+  v_carrier_call_id text;
+  v_event_id        text;
+  v_is_known        boolean;
+begin
+  if octet_length(p_body) > 262144 then
+    raise sqlstate 'PT413' using message = 'Body must have at most 262144 bytes',
+      detail = '{"code": "body_too_large"}';
+  end if;
+  if not private.verify_webhook(p_agency_id, p_body, p_headers, p_path_secret) then
+    raise sqlstate 'PT401' using message = 'Invalid webhook signature or secret',
+      detail = '{"code": "webhook_unauthorized"}';
+  end if;
+
+  begin
+    v_payload := p_body::jsonb;
+  exception when data_exception or statement_too_complex then
+    null;  -- no event, below
+  end;
+  v_event_type := case when jsonb_typeof(v_payload -> 'event') = 'string' then v_payload ->> 'event' end;
+  v_is_known := v_event_type in ('call.started', 'call.joined', 'call.ended');
+  v_carrier_call_id := case when jsonb_typeof(v_payload #> '{call,callId}') = 'string' then v_payload #>> '{call,callId}' end;
+  v_event_id := coalesce(p_headers ->> 'webhook-id', v_carrier_call_id || ' ' || v_event_type,
+                         encode(sha256(convert_to(p_body, 'UTF8')), 'hex'));
+  if coalesce(length(v_event_type) not between 1 and 50, true)
+     or length(v_event_id) not between 1 and 400
+     or v_is_known and (coalesce(length(v_carrier_call_id) not between 1 and 255, true)
+                        or jsonb_typeof(v_payload #> '{call,created}') is distinct from 'string') then
+    raise sqlstate 'PT400' using
+      message = 'Body must be a webhook event: event, and call with callId and created',
+      detail = '{"code": "webhook_invalid"}';
+  end if;
+
+  insert into public.webhook_queue (
+    agency_id, event_id, event_type, payload, status, error_message, processed_at, next_retry_at)
+  values (
+    p_agency_id, v_event_id, v_event_type, v_payload,
+    case when v_is_known then 'pending' else 'ignored' end::public.webhook_status,
+    case when not v_is_known then 'Not an event to apply' end,
+    case when not v_is_known then clock_timestamp() end,
+    case when v_is_known then clock_timestamp() end)
+  on conflict (agency_id, event_id) do nothing;
+  return row(true, v_event_id);
+end;
+$$;
+
+revoke execute on function private.ingest_webhook(uuid, text, jsonb, text) from public;
+grant  execute on function private.ingest_webhook(uuid, text, jsonb, text) to anon, service_role, lastcall_admin;
+comment on function private.ingest_webhook(uuid, text, jsonb, text) is 'public.ingest_webhook.';
+
+create or replace function public.ingest_webhook(
+  agency_id uuid, body text, headers jsonb default '{}', path_secret text default null)
+returns public.ingest_webhook_result
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.ingest_webhook(agency_id, body, headers, path_secret)
+$$;
+
+revoke execute on function public.ingest_webhook(uuid, text, jsonb, text) from public, authenticated;
+grant  execute on function public.ingest_webhook(uuid, text, jsonb, text) to anon, service_role, lastcall_admin;
+comment on function public.ingest_webhook(uuid, text, jsonb, text) is 'Store what a carrier reports, if it is signed.';
+
+-- file: api/list_dead_webhooks.sql
+-- Events that failed for the last time, newest first: of an agency, or of all.
+-- p_max_events: 1 to 1000. Raises PT401, PT403 (of no agency; not an owner or admin), PT404 (no such agency, or not the
+-- user's), PT400 (a number out of range).
+create or replace function private.list_dead_webhooks(p_agency_id uuid, p_max_events integer)
+returns setof public.webhook_queue
+language plpgsql stable
+security definer  -- for a service or a console, events of every agency
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan
+as $$
+declare
+  v_agency_id uuid := private.find_admin_agency(p_agency_id);
+begin
+  if p_max_events is null or p_max_events not between 1 and 1000 then
+    raise sqlstate 'PT400' using message = 'max_events must be 1 to 1000',
+      detail = '{"code": "max_events_out_of_range"}';
+  end if;
+  return query
+    select q.*
+      from public.webhook_queue q
+     where q.status = 'dead' and (v_agency_id is null or q.agency_id = v_agency_id)
+     order by q.id desc
+     limit p_max_events;
+end;
+$$;
+
+revoke execute on function private.list_dead_webhooks(uuid, integer) from public;
+grant  execute on function private.list_dead_webhooks(uuid, integer) to authenticated, service_role, lastcall_admin;
+comment on function private.list_dead_webhooks(uuid, integer) is 'public.list_dead_webhooks.';
+
+-- agency_id: a user may leave it out.
+create or replace function public.list_dead_webhooks(agency_id uuid default null, max_events integer default 100)
+returns setof public.webhook_queue
+language sql stable
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select * from private.list_dead_webhooks(agency_id, max_events)
+$$;
+
+revoke execute on function public.list_dead_webhooks(uuid, integer) from public, anon;
+grant  execute on function public.list_dead_webhooks(uuid, integer) to authenticated, service_role, lastcall_admin;
+comment on function public.list_dead_webhooks(uuid, integer) is 'Webhook events that failed for the last time.';
+
+-- file: api/replay_webhooks.sql
+-- Have dead events applied again, as if they had just come in: of an agency, and of p_ids where given.
+-- Those that are not dead stay as they are, so that it can be repeated. Returns how many were dead.
+-- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no such agency, or not the
+-- user's), PT400 (neither an agency nor ids).
+create or replace function private.replay_webhooks(p_agency_id uuid, p_ids bigint[])
+returns integer
+language plpgsql volatile
+security definer  -- callers hold no table grants; this is their only door
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan
+as $$
+declare
+  v_agency_id uuid := private.find_admin_agency(p_agency_id);
+  v_replayed  integer;
+begin
+  if v_agency_id is null and p_ids is null then
+    raise sqlstate 'PT400' using message = 'agency_id or ids is required',
+      detail = '{"code": "agency_id_required"}';
+  end if;
+  update public.webhook_queue q
+     set status = 'pending',
+         attempts = 0,
+         error_message = null,
+         processed_at = null,
+         next_retry_at = clock_timestamp()
+   where q.status = 'dead' and (v_agency_id is null or q.agency_id = v_agency_id)
+     and (p_ids is null or q.id = any (p_ids));
+  get diagnostics v_replayed = row_count;
+  return v_replayed;
+end;
+$$;
+
+revoke execute on function private.replay_webhooks(uuid, bigint[]) from public;
+grant  execute on function private.replay_webhooks(uuid, bigint[]) to authenticated, service_role, lastcall_admin;
+comment on function private.replay_webhooks(uuid, bigint[]) is 'public.replay_webhooks.';
+
+-- agency_id: a user may leave it out.
+create or replace function public.replay_webhooks(agency_id uuid default null, ids bigint[] default null)
+returns integer
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.replay_webhooks(agency_id, ids)
+$$;
+
+revoke execute on function public.replay_webhooks(uuid, bigint[]) from public, anon;
+grant  execute on function public.replay_webhooks(uuid, bigint[]) to authenticated, service_role, lastcall_admin;
+comment on function public.replay_webhooks(uuid, bigint[]) is 'Have dead webhook events applied again.';
+
 -- file: dialer/claim_contacts.sql
 create type public.claimed_contact as (
   agency_id        uuid,
@@ -2841,7 +3345,8 @@ begin
   v_retry_at := v_now + make_interval(secs => v_batch.retry_delay_seconds);
   for v_result in
     select r.call_id, r.status, r.outcome, r.carrier_call_id, r.notes,
-           least(greatest(round(r.duration_seconds), 0), 2147483647)::integer as duration_seconds
+           case when r.duration_seconds is not null
+             then least(greatest(round(r.duration_seconds), 0), 2147483647)::integer end as duration_seconds
       from jsonb_to_recordset(p_results) as r (
         call_id bigint, status public.call_status, outcome text, duration_seconds numeric,
         carrier_call_id text, notes text)
@@ -3924,3 +4429,246 @@ revoke execute on function public.export_contacts(uuid, text, integer, public.co
 grant  execute on function public.export_contacts(uuid, text, integer, public.contact_status) to authenticated, service_role, lastcall_admin;
 comment on function public.export_contacts(uuid, text, integer, public.contact_status) is
   'The next contacts of a call batch, for an export in pages.';
+
+-- file: dialer/process_webhook_queue.sql
+-- An event to apply: to which call, and what it says.
+create type private.webhook_event as (id bigint, event_type text, call_id bigint, call jsonb);
+-- What became of it.
+create type private.webhook_outcome as (id bigint, status public.webhook_status, error_message text);
+
+-- Apply events to the calls of one batch, in a group: one change of the batch's counters.
+-- Returns what became of each, or null, without waiting, when someone else holds the batch.
+--   call.started, call.joined   the carrier has the call: confirm_call
+--   call.ended                  its result: finish_call, with its rules of when a contact is called again
+--     joined is given           completed, outcome answered, its duration from joined to ended
+--     endReason unjoined        failed, outcome no_answer
+--     any other endReason       failed, outcome the reason: hangup, agent_hangup, timeout, connection_error, system_error
+--     none                      failed, outcome unknown
+-- The first result of a call counts. What comes when it is over changes nothing, nor does what is about another
+-- call of the carrier than the one that it first reported.
+create or replace function private.apply_webhooks(
+  p_agency_id uuid, p_batch_id uuid, p_events private.webhook_event[])
+returns private.webhook_outcome[]
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_confirmed bigint[];
+  v_others    bigint[];
+  v_results   jsonb;
+  v_first     bigint[];
+  v_finished  bigint[];
+begin
+  perform
+    from public.call_batches b
+   where b.agency_id = p_agency_id and b.id = p_batch_id
+     for no key update skip locked;
+  if not found then
+    return null;
+  end if;
+
+  v_confirmed := array(
+    select private.confirm_call(p_agency_id, p_batch_id, coalesce((
+      select jsonb_agg(jsonb_build_object('call_id', e.call_id, 'carrier_call_id', e.call ->> 'callId'))
+        from unnest(p_events) e
+       where e.event_type in ('call.started', 'call.joined')), '[]')));
+  v_others := array(
+    select e.id
+      from unnest(p_events) e
+     where e.call ->> 'callId' <> (
+       select k.carrier_call_id
+         from public.calls k
+        where k.agency_id = p_agency_id and k.batch_id = p_batch_id and k.id = e.call_id));
+
+  select array_agg(f.id),
+         coalesce(jsonb_agg(jsonb_build_object(
+           'call_id', f.call_id,
+           'carrier_call_id', f.call ->> 'callId',
+           'status', case when f.joined is not null then 'completed' else 'failed' end,
+           'outcome', case when f.joined is not null then 'answered'
+                           when f.reason = 'unjoined' then 'no_answer'
+                           else coalesce(f.reason, 'unknown') end,
+           'duration_seconds', case when private.is_timestamp(f.joined) and private.is_timestamp(f.call ->> 'ended')
+             then extract(epoch from (f.call ->> 'ended')::timestamptz - f.joined::timestamptz) end)), '[]')
+    into v_first, v_results
+    from (select distinct on (e.call_id) e.id, e.call_id, e.call, nullif(e.call ->> 'joined', '') as joined,
+                 nullif(left(e.call ->> 'endReason', 50), '') as reason
+            from unnest(p_events) e
+           where e.event_type = 'call.ended' and e.id <> all (v_others)
+           order by e.call_id, e.id) f;
+  v_finished := array(select private.finish_call(p_agency_id, p_batch_id, v_results));
+
+  return array(
+    select case when e.id = any (v_others)
+                then (e.id, 'ignored', 'No such call')::private.webhook_outcome
+                when e.event_type <> 'call.ended' and e.call_id = any (v_confirmed)
+                  or e.id = any (v_first) and e.call_id = any (v_finished)
+                then (e.id, 'completed', null)::private.webhook_outcome
+                else (e.id, 'ignored', 'The call was over already')::private.webhook_outcome end
+      from unnest(p_events) e);
+end;
+$$;
+
+revoke execute on function private.apply_webhooks(uuid, uuid, private.webhook_event[]) from public;
+comment on function private.apply_webhooks(uuid, uuid, private.webhook_event[]) is 'Apply events to the calls of one batch.';
+
+-- Apply what carriers reported and is due, oldest first, batch by batch. Run it every few seconds, and again while it
+-- has processed some; safe when several run at once. p_max_events: 1 to 10,000.
+-- An event of no call of the agency, or of one that is over, is ignored, so that late, repeated and reordered ones
+-- do no harm. A batch whose events cannot be applied fails alone. They are tried again after 30 seconds, 2, 8 and 32
+-- minutes, each by itself then, so that only what is wrong fails again; after max_attempts they are dead.
+-- It never waits for a lock, so it is part of no deadlock: events and batches that someone else holds are left to a
+-- later run, which counts as no attempt. It holds the batches that it has changed until it commits, and a cancel of
+-- one waits for that: so it begins no further one after 200 milliseconds, and leaves the rest to the next run.
+-- Returns {"processed": applied or ignored, "failed": ...}, or {"processed": 0} when nothing was due.
+-- Raises PT401, PT403 (not a service or console), PT400 (a number out of range).
+-- Contract: process-webhook-queue.
+create or replace function private.process_webhook_queue(p_max_events integer)
+returns jsonb
+language plpgsql volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+declare
+  v_now       constant timestamptz := clock_timestamp();
+  v_until     timestamptz;
+  v_group     record;
+  v_event     private.webhook_event;
+  v_outcomes  private.webhook_outcome[];
+  v_outcome   private.webhook_outcome;
+  v_failed    integer := 0;
+  v_processed integer := 0;
+begin
+  perform private.require_service();
+  if p_max_events is null or p_max_events not between 1 and 10000 then
+    raise sqlstate 'PT400' using message = 'max_events must be 1 to 10000',
+      detail = '{"code": "max_events_out_of_range"}';
+  end if;
+
+  for v_group in
+    with due as materialized (
+      select q.agency_id, q.id, q.event_type, q.payload, q.attempts
+        from public.webhook_queue q
+       where q.next_retry_at <= v_now
+       order by q.next_retry_at
+       limit p_max_events
+         for update skip locked)
+    select d.agency_id, c.batch_id,
+           array_agg((d.id, d.event_type, c.id, d.payload -> 'call')::private.webhook_event order by d.id) as events
+      from due d
+     cross join lateral private.find_webhook_call(d.agency_id, d.payload) c
+     group by d.agency_id, c.batch_id, case when d.attempts > 0 then d.id end
+     order by min(d.id)
+  loop
+    exit when clock_timestamp() > v_until;
+    v_until := coalesce(v_until, clock_timestamp() + interval '200 milliseconds');
+    if v_group.batch_id is null then
+      v_outcomes := array(select (e.id, 'ignored', 'No such call')::private.webhook_outcome from unnest(v_group.events) e);
+    else
+      begin
+        v_outcomes := private.apply_webhooks(v_group.agency_id, v_group.batch_id, v_group.events);
+      exception when others then
+        v_outcomes := array(
+          select (e.id, 'failed', left(sqlerrm, 500))::private.webhook_outcome from unnest(v_group.events) e);
+      end;
+    end if;
+
+    -- Each event by its key: a join can be planned to read the whole queue.
+    if v_outcomes is null then
+      foreach v_event in array v_group.events loop
+        -- Held: put off, lest it stand in front of other batches' events for as long.
+        update public.webhook_queue q
+           set next_retry_at = v_now + interval '1 second'
+         where q.agency_id = v_group.agency_id and q.id = v_event.id;
+      end loop;
+      continue;
+    end if;
+    foreach v_outcome in array v_outcomes loop
+      update public.webhook_queue q
+         set status = case when v_outcome.status = 'failed' and q.attempts + 1 >= q.max_attempts then 'dead'
+                           else v_outcome.status end,
+             attempts = q.attempts + 1,
+             error_message = v_outcome.error_message,
+             processed_at = v_now,
+             next_retry_at = case when v_outcome.status = 'failed' and q.attempts + 1 < q.max_attempts
+               then v_now + interval '30 seconds' * 4 ^ q.attempts end
+       where q.agency_id = v_group.agency_id and q.id = v_outcome.id;
+      v_failed := v_failed + (v_outcome.status = 'failed')::integer;
+    end loop;
+    v_processed := v_processed + cardinality(v_outcomes);
+  end loop;
+  return case when v_processed = 0 then jsonb_build_object('processed', 0)
+              else jsonb_build_object('processed', v_processed - v_failed, 'failed', v_failed) end;
+end;
+$$;
+
+revoke execute on function private.process_webhook_queue(integer) from public;
+grant  execute on function private.process_webhook_queue(integer) to service_role, lastcall_admin;
+comment on function private.process_webhook_queue(integer) is 'public.process_webhook_queue.';
+
+create or replace function public.process_webhook_queue(max_events integer default 500)
+returns jsonb
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.process_webhook_queue(max_events)
+$$;
+
+revoke execute on function public.process_webhook_queue(integer) from public, anon, authenticated;
+grant  execute on function public.process_webhook_queue(integer) to service_role, lastcall_admin;
+comment on function public.process_webhook_queue(integer) is 'Apply what carriers reported.';
+
+-- file: dialer/purge_webhook_queue.sql
+-- Throw away events that are done with (completed or ignored) since p_older_than, at most p_max_rows (1 to 100,000) a
+-- run: run it daily, and again while it returns as many. Dead ones stay until they are replayed. An event that is told
+-- again after that is stored again, and ignored: its call is over.
+-- Raises PT401, PT403 (not a service or console), PT400 (out of range).
+create or replace function private.purge_webhook_queue(p_older_than interval, p_max_rows integer)
+returns integer
+language plpgsql volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_before timestamptz := clock_timestamp() - p_older_than;
+  v_purged integer;
+begin
+  perform private.require_service();
+  if p_older_than is null or p_older_than < interval '1 hour'
+     or p_max_rows is null or p_max_rows not between 1 and 100000 then
+    raise sqlstate 'PT400' using message = 'older_than must be at least an hour and max_rows 1 to 100000',
+      detail = '{"code": "purge_out_of_range"}';
+  end if;
+  delete from public.webhook_queue q
+   using (select d.agency_id, d.id
+            from public.webhook_queue d
+           where d.status in ('completed', 'ignored') and d.processed_at < v_before
+           limit p_max_rows
+             for update skip locked) d
+   where q.agency_id = d.agency_id and q.id = d.id;
+  get diagnostics v_purged = row_count;
+  return v_purged;
+end;
+$$;
+
+revoke execute on function private.purge_webhook_queue(interval, integer) from public;
+grant  execute on function private.purge_webhook_queue(interval, integer) to service_role, lastcall_admin;
+comment on function private.purge_webhook_queue(interval, integer) is 'public.purge_webhook_queue.';
+
+create or replace function public.purge_webhook_queue(
+  older_than interval default '30 days', max_rows integer default 10000)
+returns integer
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.purge_webhook_queue(older_than, max_rows)
+$$;
+
+revoke execute on function public.purge_webhook_queue(interval, integer) from public, anon, authenticated;
+grant  execute on function public.purge_webhook_queue(interval, integer) to service_role, lastcall_admin;
+comment on function public.purge_webhook_queue(interval, integer) is 'Throw away webhook events that are done with.';
