@@ -21,6 +21,7 @@ from .calls_batch_create import calls_batch_create
 from .calls_batch_events import calls_batch_events
 from .calls_batch_export import calls_batch_export
 from .calls_batch_get import calls_batch_get
+from .calls_batch_import import calls_batch_import
 from .calls_batch_list import calls_batch_list
 from .calls_batch_pause import calls_batch_pause
 from .calls_batch_resume import calls_batch_resume
@@ -41,6 +42,7 @@ _EDGE_FUNCTIONS = {
     "calls-batch-export": calls_batch_export,
     "calls-batch-get": calls_batch_get,
     "calls-batch-list": calls_batch_list,
+    "calls-batch-import": calls_batch_import,
     "calls-batch-pause": calls_batch_pause,
     "calls-batch-resume": calls_batch_resume,
     "calls-batch-retry": calls_batch_retry,

@@ -10,7 +10,7 @@ from ._shared.database import call
 from ._shared.http import edge_function, reply
 
 
-@edge_function(None, failure="Failed to process webhook queue")
+@edge_function(failure="Failed to process webhook queue")
 async def process_webhook_queue(request: Request) -> Response:
     """Apply what carriers reported; for cron."""
     return reply(await call(request, verify_service(request), "process_webhook_queue"))

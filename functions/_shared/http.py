@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import FormData, MutableHeaders
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,7 +32,7 @@ _CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
 }
-_ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+_USUAL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 _ALLOWED_HEADERS = "authorization, apikey, content-type, idempotency-key, x-client-info, x-request-id"
 
 
@@ -50,11 +52,11 @@ def error_body(error: FunctionError) -> dict[str, Any]:
 
 
 class EdgeFunction:
-    """An edge function at one method, or at any (None): anything that its handler raises becomes its error body."""
+    """An edge function at its methods (none given: at any): anything that its handler raises becomes its error body."""
 
-    def __init__(self, handler: Handler, method: str | None, failure: str, errors: ErrorBody) -> None:
+    def __init__(self, handler: Handler, methods: tuple[str, ...], failure: str, errors: ErrorBody) -> None:
         self.handler = handler
-        self.method = method
+        self.methods = methods
         self.failure = failure
         self.errors = errors
 
@@ -73,8 +75,8 @@ class EdgeFunction:
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
-        methods = _ANY_METHOD if self.method is None else ["GET", "HEAD"] if self.method == "GET" else [self.method]
-        allow = ", ".join([*methods, "OPTIONS"])
+        methods = [name for method in self.methods for name in ([method, "HEAD"] if method == "GET" else [method])]
+        allow = ", ".join([*(methods or _USUAL_METHODS), "OPTIONS"])
         if request.method == "OPTIONS":
             preflight = {
                 "Allow": allow,
@@ -83,16 +85,16 @@ class EdgeFunction:
                 "Access-Control-Max-Age": "86400",
             }
             return Response(status_code=204, headers=preflight)
-        if self.method is not None and request.method not in methods:
-            raise FunctionError(405, "method_not_allowed", f"Method must be {self.method}", {"Allow": allow})
+        if methods and request.method not in methods:
+            raise FunctionError(
+                405, "method_not_allowed", f"Method must be {' or '.join(self.methods)}", {"Allow": allow}
+            )
         return await self.handler(request)
 
 
-def edge_function(
-    method: str | None, *, failure: str, errors: ErrorBody = error_body
-) -> Callable[[Handler], EdgeFunction]:
-    """Make a handler an edge function: its method (None: any), the message of its 500, its error body."""
-    return lambda handler: EdgeFunction(handler, method, failure, errors)
+def edge_function(*methods: str, failure: str, errors: ErrorBody = error_body) -> Callable[[Handler], EdgeFunction]:
+    """Make a handler an edge function: its methods (none: any), the message of its 500, its error body."""
+    return lambda handler: EdgeFunction(handler, methods, failure, errors)
 
 
 async def read_body(request: Request, type_: type[T], *, max_bytes: int | None = None) -> T:
@@ -102,7 +104,7 @@ async def read_body(request: Request, type_: type[T], *, max_bytes: int | None =
     try:
         return msgspec.json.decode(body, type=type_)
     except msgspec.ValidationError as error:
-        raise _invalid(error, "invalid_body") from None
+        raise invalid(error, "invalid_body") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise FunctionError(400, "invalid_body", "Body must be a JSON object") from None
 
@@ -121,20 +123,44 @@ async def read_text(request: Request, *, max_bytes: int | None = None) -> str:
 
 
 async def _read(request: Request, max_bytes: int | None) -> bytearray:
-    limit: int = max_bytes or request.app.state.settings.max_body_bytes
     body = bytearray()
+    async for chunk in _limited(request, max_bytes or request.app.state.settings.max_body_bytes):
+        body += chunk
+    return body
+
+
+@asynccontextmanager
+async def read_form(request: Request, *, max_bytes: int) -> AsyncIterator[FormData]:
+    """The request's multipart form with at most one file, which is on disk and gone at the end of the block.
+    Raises 413 (over the limit) and 400 (not such a form)."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise FunctionError(400, "invalid_body", "Body must be multipart/form-data")
+    parser = MultiPartParser(
+        request.headers, _limited(request, max_bytes), max_files=1, max_fields=100, max_part_size=1 << 16
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise FunctionError(400, "invalid_body", error.message) from None
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """The request's body. Raises 413 when it is over the limit, at its end."""
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size <= limit:
-            body += chunk
+            yield chunk
         elif size > limit + _PASSED_OVER_BYTES:
             break
     if size > limit:
         # Or the server would go on to read what is left of it.
         close = {"Connection": "close"} if request.scope["http_version"].startswith("1") else {}
         raise FunctionError(413, "body_too_large", f"Body must have at most {limit} bytes", close)
-    return body
 
 
 def read_query(request: Request, type_: type[T]) -> T:
@@ -143,7 +169,7 @@ def read_query(request: Request, type_: type[T]) -> T:
     try:
         return msgspec.convert({**given, **request.path_params}, type_, strict=False)
     except msgspec.ValidationError as error:
-        raise _invalid(error, "invalid_query") from None
+        raise invalid(error, "invalid_query") from None
 
 
 def read_path(request: Request, type_: type[T]) -> T:
@@ -151,10 +177,11 @@ def read_path(request: Request, type_: type[T]) -> T:
     try:
         return msgspec.convert(request.path_params, type_, strict=False)
     except msgspec.ValidationError as error:
-        raise _invalid(error, "invalid_path") from None
+        raise invalid(error, "invalid_path") from None
 
 
-def _invalid(error: msgspec.ValidationError, code: str) -> FunctionError:
+def invalid(error: msgspec.ValidationError, code: str) -> FunctionError:
+    """400 for what is not of its type; what is missing has a code of its own."""
     missing = re.fullmatch(r"Object missing required field `(\w+)`", str(error))
     if missing:
         return FunctionError(400, f"{missing[1]}_required", f"{missing[1]} is required")

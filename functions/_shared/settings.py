@@ -47,6 +47,8 @@ class Settings:
     """Milliseconds after which Postgres gives a procedure up and undoes it."""
     max_body_bytes: int = 65_536
     """A larger request body is answered 413."""
+    max_upload_bytes: int = 256 << 20
+    """The same for uploaded files."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -69,6 +71,7 @@ class Settings:
             pool_max_waiting=_integer(env, "LASTCALL_POOL_MAX_WAITING", 200, 1, 1_000_000),
             statement_timeout_ms=_integer(env, "LASTCALL_STATEMENT_TIMEOUT_MS", 60_000, 1, 86_400_000),
             max_body_bytes=_integer(env, "LASTCALL_MAX_BODY_BYTES", 65_536, 1_024, 1 << 30),
+            max_upload_bytes=_integer(env, "LASTCALL_MAX_UPLOAD_BYTES", 256 << 20, 1_024, 1 << 40),
         )
         settings._check()
         return settings

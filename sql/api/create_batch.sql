@@ -133,17 +133,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
-  v_time  constant text := '^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$';
   v_batch public.call_batches;
 begin
-  if calling_hours is not null and (
-       jsonb_typeof(calling_hours) <> 'object'
-       or calling_hours ->> 'start' is null or calling_hours ->> 'start' !~ v_time
-       or calling_hours ->> 'end' is null or calling_hours ->> 'end' !~ v_time
-       or calling_hours ->> 'start' = calling_hours ->> 'end') then
-    raise sqlstate 'PT400' using message = 'calling_hours must have a start and another end, such as {"start": "09:00", "end": "17:00"}',
-      detail = '{"code": "calling_hours_invalid"}';
-  end if;
   v_batch.agent_mapping_id := agent_mapping_id;
   v_batch.from_number := from_number;
   v_batch.campaign_id := campaign_id;
@@ -157,8 +148,8 @@ begin
   v_batch.calling_numbers := calling_numbers;
   v_batch.retry_delay_seconds := retry_delay_seconds;
   v_batch.retry_outcomes := retry_outcomes;
-  v_batch.calling_start := (calling_hours ->> 'start')::time;
-  v_batch.calling_end := (calling_hours ->> 'end')::time;
+  v_batch.calling_start := private.calling_time(calling_hours, 'start');
+  v_batch.calling_end := private.calling_time(calling_hours, 'end');
   v_batch.allowed_days := allowed_days;
   v_batch.timezone := timezone;
   v_batch.max_calls_per_number := max_calls_per_number;

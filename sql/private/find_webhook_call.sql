@@ -22,8 +22,8 @@ begin
   -- As numbers or strings.
   v_batch_id := case when v_metadata ->> 'batch_id' ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$'
     then (v_metadata ->> 'batch_id')::uuid end;
-  v_call_id := case when v_metadata ->> 'call_id' ~ '^\d{1,18}$' then (v_metadata ->> 'call_id')::bigint end;
-  v_contact_id := case when v_metadata ->> 'contact_id' ~ '^\d{1,18}$' then (v_metadata ->> 'contact_id')::bigint end;
+  v_call_id := case when v_metadata ->> 'call_id' ~ '^[0-9]{1,18}$' then (v_metadata ->> 'call_id')::bigint end;
+  v_contact_id := case when v_metadata ->> 'contact_id' ~ '^[0-9]{1,18}$' then (v_metadata ->> 'contact_id')::bigint end;
 
   if v_batch_id is null or v_call_id is null then
     select k.* into v_call

@@ -40,7 +40,7 @@ begin
   if v_standard is not null then
     v_timestamp := p_headers ->> 'webhook-timestamp';
     v_shown := string_to_array(v_standard, ' ');
-    v_is_timely := case when v_timestamp ~ '^\d{1,12}$'
+    v_is_timely := case when v_timestamp ~ '^[0-9]{1,12}$'
       then abs(extract(epoch from v_now) - v_timestamp::bigint) <= 300 end;
   elsif v_ultravox is not null then
     v_timestamp := p_headers ->> 'x-ultravox-webhook-timestamp';

@@ -4,15 +4,15 @@
 revoke all on table public.agencies, public.users, public.campaigns, public.agent_mappings,
                     public.agency_phone_numbers, public.do_not_call,
                     public.call_batches, public.campaign_contacts,
-                    public.contact_data, public.calls, public.batch_events, public.v_call_batch_summary,
-                    public.webhook_queue
+                    public.contact_data, public.calls, public.batch_events, public.webhook_queue,
+                    public.batch_imports, public.import_errors, public.v_call_batch_summary
   from public, anon, authenticated, service_role, lastcall_admin;
 
 grant select on table public.agencies, public.users, public.campaigns, public.agent_mappings,
                       public.agency_phone_numbers, public.do_not_call,
                       public.call_batches, public.campaign_contacts,
-                      public.contact_data, public.calls, public.v_call_batch_summary,
-                      public.webhook_queue
+                      public.contact_data, public.calls, public.webhook_queue,
+                      public.batch_imports, public.import_errors, public.v_call_batch_summary
   to authenticated, service_role, lastcall_admin;
 -- Not the idempotency keys, nor what was asked and answered under them.
 grant select (agency_id, batch_id, id, created_at, action, actor_kind, actor_id, actor_role,
@@ -37,6 +37,8 @@ alter table public.contact_data enable row level security;
 alter table public.calls enable row level security;
 alter table public.batch_events enable row level security;
 alter table public.webhook_queue enable row level security;
+alter table public.batch_imports enable row level security;
+alter table public.import_errors enable row level security;
 
 create policy own_agency on public.agencies for select to authenticated
   using (id = private.current_agency_id());
@@ -62,6 +64,10 @@ create policy own_agency on public.batch_events for select to authenticated
   using (agency_id = private.current_agency_id());
 create policy own_agency on public.webhook_queue for select to authenticated
   using (agency_id = private.current_agency_id());
+create policy own_agency on public.batch_imports for select to authenticated
+  using (agency_id = private.current_agency_id());
+create policy own_agency on public.import_errors for select to authenticated
+  using (agency_id = private.current_agency_id());
 
 create policy every_agency on public.agencies for select to lastcall_admin using (true);
 create policy every_agency on public.users for select to lastcall_admin using (true);
@@ -75,3 +81,5 @@ create policy every_agency on public.contact_data for select to lastcall_admin u
 create policy every_agency on public.calls for select to lastcall_admin using (true);
 create policy every_agency on public.batch_events for select to lastcall_admin using (true);
 create policy every_agency on public.webhook_queue for select to lastcall_admin using (true);
+create policy every_agency on public.batch_imports for select to lastcall_admin using (true);
+create policy every_agency on public.import_errors for select to lastcall_admin using (true);

@@ -6,10 +6,10 @@ import argparse
 import signal
 import sys
 
-from . import cancel, claims, silence, webhooks, wide
+from . import cancel, claims, imports, silence, webhooks, wide
 from .lab import open_lab, progress
 
-BENCHMARKS = ("cancel", "silence", "claims", "webhooks")
+BENCHMARKS = ("cancel", "silence", "claims", "webhooks", "imports")
 
 
 def main() -> int:
@@ -31,6 +31,8 @@ def main() -> int:
                 print(claims.run(lab, min(arguments.runs, 3)), flush=True)
             if "webhooks" in arguments.only:
                 print(webhooks.run(lab, arguments.runs), flush=True)
+            if "imports" in arguments.only:
+                print(imports.run(lab, [n for n in arguments.sizes if n >= 1000], min(arguments.runs, 3)), flush=True)
     except KeyboardInterrupt:
         progress("interrupted")
         return 130

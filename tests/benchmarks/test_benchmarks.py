@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import cancel, claims, silence, webhooks, wide
+from . import cancel, claims, imports, silence, webhooks, wide
 from .lab import Lab, open_lab
 
 
@@ -41,9 +41,11 @@ def test_silence_measures_every_size(lab: Lab) -> None:
 
 
 def test_claims_of_every_number_of_claimers(lab: Lab) -> None:
-    found = rows(claims.run(lab, runs=1, seconds=0.2, supply=320, numbers=[1, 2], contacts=[5]))
-    assert [row[0] for row in found] == ["1 by 5", "2 by 5"]
-    assert all(re.fullmatch(r"[\d,]+", cell) for row in found for cell in row[1:])
+    report = claims.run(lab, runs=1, seconds=0.2, supply=320, numbers=[1, 2], contacts=[5])
+    for section in report.split("### ")[1:]:
+        found = rows(section)
+        assert [row[0] for row in found] == ["1 by 5", "2 by 5"]
+        assert all(re.fullmatch(r"[\d,.]+", cell) for row in found for cell in row[1:])
 
 
 def test_webhooks_compares_all_sizes_of_a_run_with_the_usual_way(lab: Lab) -> None:
@@ -54,3 +56,9 @@ def test_webhooks_compares_all_sizes_of_a_run_with_the_usual_way(lab: Lab) -> No
         "process_webhook_queue(5)",
         "ingest_webhook, signed",
     ]
+
+
+def test_imports_of_every_size(lab: Lab) -> None:
+    found = rows(imports.run(lab, sizes=[20], runs=1))
+    assert [row[0] for row in found] == ["20"]
+    assert all(cell for row in found for cell in row)

@@ -13,6 +13,8 @@ from ..support.database import TestDatabase
 BACKEND = ("agencies", "users", "campaigns", "agent_mappings", "agency_phone_numbers", "do_not_call")
 """What the backend brings by plain inserts."""
 TABLES = (*BACKEND, "call_batches", "campaign_contacts", "contact_data", "calls", "batch_events", "webhook_queue")
+TABLES = (*BACKEND, "call_batches", "campaign_contacts", "contact_data", "calls", "batch_events",
+          "batch_imports", "import_errors")  # fmt: skip
 ADMINS = ("agency_owner", "agency_admin")
 # What each role may execute; everything else in public and private is the owner's alone.
 PEOPLE = {
@@ -22,12 +24,14 @@ PEOPLE = {
         for schema in ("public", "private")
         for name in (
             "create_batch", "add_contacts", "start_batch", "retry_batch",
+            "check_import", "begin_import", "import_contacts", "finish_import", "list_import_errors",
             "cancel_batch", "stop_batch", "pause_batch", "resume_batch",
             "list_batches", "get_batch", "get_user_batch", "list_batch_events", "export_contacts",
             "rotate_webhook_secret", "list_dead_webhooks", "replay_webhooks",
         )
     ),
     "private.find_batch_agency", "private.find_user_batch", "private.find_agent_agency",
+    "private.calling_time",
 }  # fmt: skip
 SERVICE = PEOPLE | {
     f"{schema}.{name}"
@@ -64,6 +68,12 @@ def world(db: TestDatabase) -> tuple[UUID, UUID, UUID]:
         db.rows(
             "insert into webhook_queue (agency_id, event_id, event_type, payload) values (%s, 'e', 'call.ended', '{}')",
             agency,
+        )
+        db.rows(
+            "select import_contacts(%s, (begin_import(%s, repeat('0', 64)) ->> 'import_id')::uuid, %s)",
+            batch,
+            batch,
+            '[{"row": 2, "phone_number": "wrong"}]',
         )
         batches.append((user, batch))
     db.rows("select process_batches()")
@@ -211,6 +221,17 @@ def test_nobody_but_an_admin_reads_idempotency_keys(db: TestDatabase, role: str)
         ("select rotate_webhook_secret(%s)", ["agency"]),
         ("select list_dead_webhooks(%s)", ["agency"]),
         ("select replay_webhooks(%s)", ["agency"]),
+        ("select begin_import(%s, repeat('1', 64))", ["batch"]),
+        ("select import_contacts(%s, %s, '[{\"row\": 3}]')", ["batch", "import"]),
+        ("select finish_import(%s, %s)", ["batch", "import"]),
+        ("select list_import_errors(%s)", ["import"]),
+        (
+            "select private.begin_import(%s, b, 3, repeat('1', 64), null)"
+            "  from jsonb_populate_record(null::call_batches, jsonb_build_object('id', %s::text)) b",
+            ["agency", "batch"],
+        ),
+        ("select private.import_contacts(%s, %s, %s, '[{\"row\": 3}]')", ["agency", "batch", "import"]),
+        ("select private.finish_import(%s, %s, %s)", ["agency", "batch", "import"]),
         ("select private.cancel_batch(%s, %s, null, null)", ["agency", "batch"]),
         ("select private.pause_batch(%s, %s, null, null)", ["agency", "batch"]),
         ("select private.resume_batch(%s, %s, null, null)", ["agency", "batch"]),
@@ -222,7 +243,10 @@ def test_nobody_but_an_admin_reads_idempotency_keys(db: TestDatabase, role: str)
 def test_ids_guessed_right_reach_nothing_of_another_agency(db: TestDatabase, call: str, values: list[str]) -> None:
     user, _, theirs = world(db)
     row = db.row("select agency_id, user_id from call_batches where id = %s", theirs)
-    ids: dict[str, Any] = {"batch": theirs, "agency": row["agency_id"], "me": user, "them": row["user_id"]}
+    imported = db.value("select id from batch_imports where batch_id = %s", theirs)
+    ids: dict[str, Any] = {
+        "batch": theirs, "agency": row["agency_id"], "me": user, "them": row["user_id"], "import": imported,
+    }  # fmt: skip
     for role in ("agency_owner", "agency_admin", "agency_member", "client_admin", "client_viewer", "admin"):
         db.rows("update users set role = %s where id = %s", role, user)
         before = db.state()

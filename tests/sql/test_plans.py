@@ -129,3 +129,18 @@ def test_applying_events_reads_a_few_rows_of_a_large_batch_and_a_long_queue(db: 
     after = rows_read(db)
     assert {table: n for table in TABLES if (n := after[table] - before[table]) > 150} == {}
     assert db.value("select count(*) from calls where status = 'completed' and batch_id = %s", batch) == 10
+
+
+def test_adding_contacts_reads_a_few_rows_of_a_large_batch(db: TestDatabase) -> None:
+    db.rows("alter table campaign_contacts set (autovacuum_enabled = off)")
+    db.rows("analyze campaign_contacts")  # empty: every index looks as good as another
+    batch = db.batch(db.agency())
+    with db.connect() as connection:
+        for first in (0, 5_000, 5_100):
+            flush(db.owner)
+            before = rows_read(db)["campaign_contacts"]
+            numbers = range(first, first + 5_000 if first == 0 else first + 100)
+            contacts = json.dumps([{"phone_number": f"+1555{i:07d}"} for i in numbers])
+            connection.execute("select add_contacts(%s, %s)", [batch, contacts])
+            flush(connection)
+    assert rows_read(db)["campaign_contacts"] - before <= 150

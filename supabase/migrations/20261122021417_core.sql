@@ -428,6 +428,51 @@ create table private.webhook_secrets (
 comment on table private.webhook_secrets is 'The secrets that an agency''s carriers sign with.';
 comment on column private.webhook_secrets.expires_at is 'Not valid any more from then on; null: until it is replaced.';
 
+-- file: schema/batch_imports.sql
+-- One file whose contacts are imported into a batch, in groups, each of which commits with last_row: so an
+-- import that broke off goes on where it was, and no row of the file counts twice.
+create table public.batch_imports (
+  agency_id    uuid not null,
+  id           uuid not null default gen_random_uuid(),
+  batch_id     uuid not null,
+  file_hash    text not null,
+  max_attempts smallint not null,
+  held_at      timestamptz,
+  created_at   timestamptz not null default clock_timestamp(),
+  finished_at  timestamptz,
+  last_row     integer not null default 0,
+  added        integer not null default 0,
+  duplicates   integer not null default 0,
+  do_not_call  integer not null default 0,
+  invalid      integer not null default 0,
+  answer       jsonb,
+  primary key (agency_id, id),
+  foreign key (agency_id, batch_id) references public.call_batches (agency_id, id) on delete cascade
+);
+
+create index batch_imports_batch on public.batch_imports (agency_id, batch_id);
+
+comment on table public.batch_imports is 'Files whose contacts are imported into a batch.';
+comment on column public.batch_imports.file_hash is 'SHA-256 of the file: by it, the same file sent again goes on with its import.';
+comment on column public.batch_imports.held_at is 'The batch was made by this import, and paused until its end; the paused_at that it was given.';
+comment on column public.batch_imports.last_row is 'Rows of the file up to this one are done.';
+comment on column public.batch_imports.answer is 'What was answered when it finished.';
+
+-- Rows of imported files that were left out because something is wrong with them.
+create table public.import_errors (
+  agency_id    uuid not null,
+  import_id    uuid not null,
+  row_number   integer not null,
+  phone_number text,
+  error        text not null,
+  primary key (agency_id, import_id, row_number),
+  foreign key (agency_id, import_id) references public.batch_imports (agency_id, id) on delete cascade
+);
+
+comment on table public.import_errors is 'Invalid rows of imported files, at most 100,000 of each.';
+comment on column public.import_errors.row_number is 'As in the file, whose header is row 1.';
+comment on column public.import_errors.phone_number is 'As given, its first 50 characters.';
+
 -- file: schema/v_call_batch_summary.sql
 -- Progress of the batches that the reader may see, from the stored counters: never by
 -- counting contacts. A skipped contact is done with: a cancelled batch ends at 100 %.
@@ -528,15 +573,15 @@ comment on function private.current_agency_id() is 'The agency whose rows the ca
 revoke all on table public.agencies, public.users, public.campaigns, public.agent_mappings,
                     public.agency_phone_numbers, public.do_not_call,
                     public.call_batches, public.campaign_contacts,
-                    public.contact_data, public.calls, public.batch_events, public.v_call_batch_summary,
-                    public.webhook_queue
+                    public.contact_data, public.calls, public.batch_events, public.webhook_queue,
+                    public.batch_imports, public.import_errors, public.v_call_batch_summary
   from public, anon, authenticated, service_role, lastcall_admin;
 
 grant select on table public.agencies, public.users, public.campaigns, public.agent_mappings,
                       public.agency_phone_numbers, public.do_not_call,
                       public.call_batches, public.campaign_contacts,
-                      public.contact_data, public.calls, public.v_call_batch_summary,
-                      public.webhook_queue
+                      public.contact_data, public.calls, public.webhook_queue,
+                      public.batch_imports, public.import_errors, public.v_call_batch_summary
   to authenticated, service_role, lastcall_admin;
 -- Not the idempotency keys, nor what was asked and answered under them.
 grant select (agency_id, batch_id, id, created_at, action, actor_kind, actor_id, actor_role,
@@ -561,6 +606,8 @@ alter table public.contact_data enable row level security;
 alter table public.calls enable row level security;
 alter table public.batch_events enable row level security;
 alter table public.webhook_queue enable row level security;
+alter table public.batch_imports enable row level security;
+alter table public.import_errors enable row level security;
 
 create policy own_agency on public.agencies for select to authenticated
   using (id = private.current_agency_id());
@@ -586,6 +633,10 @@ create policy own_agency on public.batch_events for select to authenticated
   using (agency_id = private.current_agency_id());
 create policy own_agency on public.webhook_queue for select to authenticated
   using (agency_id = private.current_agency_id());
+create policy own_agency on public.batch_imports for select to authenticated
+  using (agency_id = private.current_agency_id());
+create policy own_agency on public.import_errors for select to authenticated
+  using (agency_id = private.current_agency_id());
 
 create policy every_agency on public.agencies for select to lastcall_admin using (true);
 create policy every_agency on public.users for select to lastcall_admin using (true);
@@ -599,6 +650,8 @@ create policy every_agency on public.contact_data for select to lastcall_admin u
 create policy every_agency on public.calls for select to lastcall_admin using (true);
 create policy every_agency on public.batch_events for select to lastcall_admin using (true);
 create policy every_agency on public.webhook_queue for select to lastcall_admin using (true);
+create policy every_agency on public.batch_imports for select to lastcall_admin using (true);
+create policy every_agency on public.import_errors for select to lastcall_admin using (true);
 
 -- file: private/require.sql
 -- The caller, who must belong to p_agency_id or act on every agency.
@@ -1084,19 +1137,78 @@ $$;
 revoke execute on function private.is_timezone(text) from public;
 comment on function private.is_timezone(text) is 'Whether this is a time zone.';
 
+-- file: private/check_contacts.sql
+-- What is wrong with contacts: the place (from 1) of each that is not an object with phone_number (E.164, required);
+-- first_name, last_name, email, company, title (text of at most 500 characters); timezone; custom_data (object of at most
+-- 64 kB, 32 levels and numbers to 1e308); max_attempts (1 to 99); due_at (a time before which it is not called). p_contacts: a JSON array.
+create or replace function private.check_contacts(p_contacts jsonb)
+returns table (place bigint, error text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_timezones text[];
+begin
+  v_timezones := array(
+    select distinct g.contact ->> 'timezone'
+      from jsonb_array_elements(p_contacts) as g (contact)
+     where jsonb_typeof(g.contact -> 'timezone') = 'string');
+  v_timezones := array(select t.name from unnest(v_timezones) as t (name) where private.is_timezone(t.name));
+
+  return query
+    select w.place, w.error
+      from (
+        select g.place,
+               case
+                 when jsonb_typeof(g.contact) <> 'object' then 'must be an object'
+                 when g.contact ->> 'phone_number' is null then 'phone_number is required'
+                 when jsonb_typeof(g.contact -> 'phone_number') <> 'string'
+                   or g.contact ->> 'phone_number' !~ '^\+[1-9][0-9]{6,14}$'
+                   then 'phone_number must be in E.164 form, such as +15551234567'
+                 when jsonb_typeof(g.contact -> 'timezone') <> 'null'
+                   and g.contact ->> 'timezone' <> all (v_timezones)
+                   then 'timezone is not known'
+                 when jsonb_typeof(g.contact -> 'custom_data') not in ('object', 'null')
+                   then 'custom_data must be an object'
+                 -- What PostgreSQL holds, and a dialer's JSON reader may not: then it could claim nothing else either.
+                 when octet_length((g.contact -> 'custom_data')::text) > 65536
+                   then 'custom_data must have at most 64 kB'
+                 when jsonb_path_exists(g.contact -> 'custom_data',
+                        'strict $.** ? (@.type() == "number" && (@ > 1e308 || @ < -1e308))')
+                   then 'custom_data must hold no number beyond 1e308'
+                 when jsonb_path_exists(g.contact -> 'custom_data',
+                        '$.**{32 to last} ? (@.type() == "object" || @.type() == "array")')
+                   then 'custom_data must be nested at most 32 deep'
+                 when jsonb_typeof(g.contact -> 'max_attempts') not in ('number', 'null')
+                   or g.contact ->> 'max_attempts' !~ '^[1-9][0-9]?$'
+                   then 'max_attempts must be a whole number from 1 to 99'
+                 when jsonb_typeof(g.contact -> 'due_at') not in ('string', 'null')
+                   or not private.is_timestamp(g.contact ->> 'due_at')
+                   then 'due_at must be a time in ISO 8601'
+                 else (
+                   select min(t.name) || ' must be a string of at most 500 characters'
+                     from unnest(array['first_name', 'last_name', 'email', 'company', 'title']) as t (name)
+                    where jsonb_typeof(g.contact -> t.name) not in ('string', 'null')
+                       or length(g.contact ->> t.name) > 500)
+               end as error
+          from jsonb_array_elements(p_contacts) with ordinality as g (contact, place)) w
+     where w.error is not null;
+end;
+$$;
+
+revoke execute on function private.check_contacts(jsonb) from public;
+comment on function private.check_contacts(jsonb) is 'What is wrong with contacts.';
+
 -- file: private/insert_contacts.sql
 create type private.inserted_contacts as (added integer, duplicates integer, do_not_call integer);
 
--- Append contacts to a locked batch, in the order given. p_contacts: a JSON array of 1 to 10,000
--- objects with phone_number (E.164, required); first_name, last_name, email, company, title
--- (text of at most 500 characters); timezone; custom_data (object of at
--- most 64 kB, 32 levels and numbers to 1e308); max_attempts (1 to 99,
--- default 3); due_at (not before this time). All or none: a contact that is not such an object refuses
--- them all. A number that the batch has already (the first one is kept; one that was
--- skipped may come again) or that the agency must not call is left out, and counted.
--- Raises PT400 (contacts_invalid; detail: errors, the first 100 with index and error, error_count).
+-- Append valid contacts (see private.check_contacts) to a locked batch, in the order given. A number that the batch has
+-- already (the first one is kept; one that was skipped may come again) or that the agency must not call is
+-- left out, and counted. p_max_attempts: of contacts that do not say.
 -- The caller holds the batch's lock.
-create or replace function private.insert_contacts(p_batch public.call_batches, p_contacts jsonb)
+create or replace function private.insert_valid_contacts(
+  p_batch public.call_batches, p_contacts jsonb, p_max_attempts smallint)
 returns private.inserted_contacts
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -1104,77 +1216,20 @@ set plan_cache_mode = force_generic_plan  -- as in claim_batch
 set enable_seqscan = off
 as $$
 declare
-  v_now       timestamptz := clock_timestamp();
-  v_timezones text[];
-  v_errors    jsonb;
-  v_count     integer;
-  v_result    private.inserted_contacts;
+  v_now    timestamptz := clock_timestamp();
+  v_result private.inserted_contacts;
 begin
-  if jsonb_typeof(p_contacts) is distinct from 'array' or jsonb_array_length(p_contacts) not between 1 and 10000 then
-    raise sqlstate 'PT400' using message = 'contacts must be an array of 1 to 10,000 objects',
-      detail = '{"code": "contacts_invalid"}';
-  end if;
-
-  v_timezones := array(
-    select distinct g.contact ->> 'timezone'
-      from jsonb_array_elements(p_contacts) as g (contact)
-     where jsonb_typeof(g.contact -> 'timezone') = 'string');
-  v_timezones := array(select t.name from unnest(v_timezones) as t (name) where private.is_timezone(t.name));
-
-  select count(*)::integer, jsonb_agg(jsonb_build_object('index', e.index, 'error', e.error) order by e.index)
-                     filter (where e.place <= 100)
-    into v_count, v_errors
-    from (
-      select w.index, w.error, row_number() over (order by w.index) as place
-        from (
-          select g.place - 1 as index,
-                 case
-                   when jsonb_typeof(g.contact) <> 'object' then 'must be an object'
-                   when g.contact ->> 'phone_number' is null then 'phone_number is required'
-                   when jsonb_typeof(g.contact -> 'phone_number') <> 'string'
-                     or g.contact ->> 'phone_number' !~ '^\+[1-9][0-9]{6,14}$'
-                     then 'phone_number must be in E.164 form, such as +15551234567'
-                   when jsonb_typeof(g.contact -> 'timezone') <> 'null'
-                     and g.contact ->> 'timezone' <> all (v_timezones)
-                     then 'timezone is not known'
-                   when jsonb_typeof(g.contact -> 'custom_data') not in ('object', 'null')
-                     then 'custom_data must be an object'
-                   -- What PostgreSQL holds, and a dialer's JSON reader may not: then it could claim nothing else either.
-                   when octet_length((g.contact -> 'custom_data')::text) > 65536
-                     then 'custom_data must have at most 64 kB'
-                   when jsonb_path_exists(g.contact -> 'custom_data',
-                          'strict $.** ? (@.type() == "number" && (@ > 1e308 || @ < -1e308))')
-                     then 'custom_data must hold no number beyond 1e308'
-                   when jsonb_path_exists(g.contact -> 'custom_data',
-                          '$.**{32 to last} ? (@.type() == "object" || @.type() == "array")')
-                     then 'custom_data must be nested at most 32 deep'
-                   when jsonb_typeof(g.contact -> 'max_attempts') not in ('number', 'null')
-                     or g.contact ->> 'max_attempts' !~ '^[1-9][0-9]?$'
-                     then 'max_attempts must be a whole number from 1 to 99'
-                   when jsonb_typeof(g.contact -> 'due_at') not in ('string', 'null')
-                     or not private.is_timestamp(g.contact ->> 'due_at')
-                     then 'due_at must be a time in ISO 8601'
-                   else (
-                     select min(t.name) || ' must be a string of at most 500 characters'
-                       from unnest(array['first_name', 'last_name', 'email', 'company', 'title']) as t (name)
-                      where jsonb_typeof(g.contact -> t.name) not in ('string', 'null')
-                         or length(g.contact ->> t.name) > 500)
-                 end as error
-            from jsonb_array_elements(p_contacts) with ordinality as g (contact, place)) w
-       where w.error is not null) e;
-  if v_count > 0 then
-    raise sqlstate 'PT400' using
-      message = format('%s of %s contacts are invalid', v_count, jsonb_array_length(p_contacts)),
-      detail = jsonb_build_object('code', 'contacts_invalid', 'error_count', v_count, 'errors', v_errors)::text;
-  end if;
-
   with given as materialized (
     select g.place, g.contact ->> 'phone_number' as phone_number, g.contact,
            -- With limits: each by its key, and never by reading the whole batch or list.
            row_number() over (partition by g.contact ->> 'phone_number' order by g.place) > 1
+             -- As rows: by the index of numbers, and by no other that would read the whole batch for each number.
              or coalesce((select true from public.campaign_contacts c
-                           where c.agency_id = p_batch.agency_id and c.batch_id = p_batch.id
-                             and c.phone_number = g.contact ->> 'phone_number' and c.status <> 'skipped'
+                           where (c.phone_number, c.agency_id, c.batch_id)
+                                 >= (g.contact ->> 'phone_number', p_batch.agency_id, p_batch.id)
+                             and (c.phone_number, c.agency_id, c.batch_id)
+                                 <= (g.contact ->> 'phone_number', p_batch.agency_id, p_batch.id)
+                             and c.status <> 'skipped'
                            limit 1), false) as is_duplicate,
            coalesce((select true from public.do_not_call n
                       where n.agency_id = p_batch.agency_id and n.phone_number = g.contact ->> 'phone_number'
@@ -1188,7 +1243,7 @@ begin
     insert into public.campaign_contacts (
       agency_id, batch_id, id, phone_number, timezone, max_attempts, status, due_at)
     select p_batch.agency_id, p_batch.id, n.id, n.phone_number, n.contact ->> 'timezone',
-           coalesce((n.contact ->> 'max_attempts')::smallint, 3),
+           coalesce((n.contact ->> 'max_attempts')::smallint, p_max_attempts),
            case when n.contact ->> 'due_at' is null then 'pending' else 'scheduled' end::public.contact_status,
            -- A contact with hours of its own is not called in its turn, but when it is due.
            coalesce((n.contact ->> 'due_at')::timestamptz,
@@ -1212,8 +1267,110 @@ begin
 end;
 $$;
 
+revoke execute on function private.insert_valid_contacts(public.call_batches, jsonb, smallint) from public;
+comment on function private.insert_valid_contacts(public.call_batches, jsonb, smallint) is 'Append valid contacts to a locked batch.';
+
+-- Append contacts to a locked batch, in the order given. p_contacts: a JSON array of 1 to 10,000 contacts (see
+-- private.check_contacts). All or none: an invalid one refuses them all.
+-- Raises PT400 (contacts_invalid; detail: errors, the first 100 with index and error, error_count).
+-- The caller holds the batch's lock.
+create or replace function private.insert_contacts(p_batch public.call_batches, p_contacts jsonb)
+returns private.inserted_contacts
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_errors jsonb;
+  v_count  integer;
+begin
+  if jsonb_typeof(p_contacts) is distinct from 'array' or jsonb_array_length(p_contacts) not between 1 and 10000 then
+    raise sqlstate 'PT400' using message = 'contacts must be an array of 1 to 10,000 objects',
+      detail = '{"code": "contacts_invalid"}';
+  end if;
+  select count(*)::integer,
+         jsonb_agg(jsonb_build_object('index', w.place - 1, 'error', w.error) order by w.place) filter (where w.nth <= 100)
+    into v_count, v_errors
+    from (select e.place, e.error, row_number() over (order by e.place) as nth
+            from private.check_contacts(p_contacts) e) w;
+  if v_count > 0 then
+    raise sqlstate 'PT400' using
+      message = format('%s of %s contacts are invalid', v_count, jsonb_array_length(p_contacts)),
+      detail = jsonb_build_object('code', 'contacts_invalid', 'error_count', v_count, 'errors', v_errors)::text;
+  end if;
+  return private.insert_valid_contacts(p_batch, p_contacts, 3::smallint);
+end;
+$$;
+
 revoke execute on function private.insert_contacts(public.call_batches, jsonb) from public;
 comment on function private.insert_contacts(public.call_batches, jsonb) is 'Append contacts to a locked batch.';
+
+-- file: private/check_rows.sql
+-- The rows of a file as the procedures that import them take them: 1 to 10,000 objects, each a contact (see
+-- private.check_contacts) with its row, a number; or with its row and an error, what kept it from being
+-- read. Returns them with what is wrong with them. Raises PT400 (not such an array).
+create or replace function private.check_rows(p_rows jsonb)
+returns table (row_number integer, contact jsonb, error text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  if jsonb_typeof(p_rows) is distinct from 'array' or jsonb_array_length(p_rows) not between 1 and 10000
+     or exists (
+       select from jsonb_array_elements(p_rows) as g (contact)
+        where (jsonb_typeof(g.contact -> 'row') = 'number' and g.contact ->> 'row' ~ '^[1-9][0-9]{0,8}$') is not true) then
+    raise sqlstate 'PT400' using message = 'rows must be an array of 1 to 10,000 objects, each with its row in the file',
+      detail = '{"code": "rows_invalid"}';
+  end if;
+  return query
+    select (g.contact ->> 'row')::integer, g.contact, coalesce(g.contact ->> 'error', e.error)
+      from jsonb_array_elements(p_rows) with ordinality as g (contact, place)
+      left join private.check_contacts(p_rows) e on e.place = g.place;
+end;
+$$;
+
+revoke execute on function private.check_rows(jsonb) from public;
+comment on function private.check_rows(jsonb) is 'The rows of a file, with what is wrong with them.';
+
+-- file: private/find_import.sql
+-- An import of a locked batch. Raises PT404.
+create or replace function private.find_import(p_agency_id uuid, p_batch_id uuid, p_import_id uuid)
+returns public.batch_imports
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_import public.batch_imports;
+begin
+  select i.* into v_import
+    from public.batch_imports i
+   where i.agency_id = p_agency_id and i.id = p_import_id and i.batch_id = p_batch_id;
+  if not found then
+    raise sqlstate 'PT404' using message = 'Import not found',
+      detail = '{"code": "import_not_found"}';
+  end if;
+  return v_import;
+end;
+$$;
+
+revoke execute on function private.find_import(uuid, uuid, uuid) from public;
+comment on function private.find_import(uuid, uuid, uuid) is 'An import of a locked batch.';
+
+-- file: private/import_progress.sql
+-- How far an import is; p_answer: what was answered when it finished, or null while there is more to do.
+create or replace function private.import_progress(p_import public.batch_imports)
+returns json
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select json_build_object(
+    'batch_id', p_import.batch_id, 'import_id', p_import.id, 'last_row', p_import.last_row,
+    'added', p_import.added, 'duplicates', p_import.duplicates, 'do_not_call', p_import.do_not_call,
+    'invalid', p_import.invalid, 'answer', p_import.answer)
+$$;
+
+revoke execute on function private.import_progress(public.batch_imports) from public;
+comment on function private.import_progress(public.batch_imports) is 'How far an import is.';
 
 -- file: private/check_numbers.sql
 -- Refuse numbers that are not active ones of the agency. Raises PT400.
@@ -1442,7 +1599,7 @@ begin
   if v_standard is not null then
     v_timestamp := p_headers ->> 'webhook-timestamp';
     v_shown := string_to_array(v_standard, ' ');
-    v_is_timely := case when v_timestamp ~ '^\d{1,12}$'
+    v_is_timely := case when v_timestamp ~ '^[0-9]{1,12}$'
       then abs(extract(epoch from v_now) - v_timestamp::bigint) <= 300 end;
   elsif v_ultravox is not null then
     v_timestamp := p_headers ->> 'x-ultravox-webhook-timestamp';
@@ -1500,8 +1657,8 @@ begin
   -- As numbers or strings.
   v_batch_id := case when v_metadata ->> 'batch_id' ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$'
     then (v_metadata ->> 'batch_id')::uuid end;
-  v_call_id := case when v_metadata ->> 'call_id' ~ '^\d{1,18}$' then (v_metadata ->> 'call_id')::bigint end;
-  v_contact_id := case when v_metadata ->> 'contact_id' ~ '^\d{1,18}$' then (v_metadata ->> 'contact_id')::bigint end;
+  v_call_id := case when v_metadata ->> 'call_id' ~ '^[0-9]{1,18}$' then (v_metadata ->> 'call_id')::bigint end;
+  v_contact_id := case when v_metadata ->> 'contact_id' ~ '^[0-9]{1,18}$' then (v_metadata ->> 'contact_id')::bigint end;
 
   if v_batch_id is null or v_call_id is null then
     select k.* into v_call
@@ -1525,6 +1682,33 @@ $$;
 
 revoke execute on function private.find_webhook_call(uuid, jsonb) from public;
 comment on function private.find_webhook_call(uuid, jsonb) is 'The call that a carrier''s event is about.';
+
+-- file: private/calling_time.sql
+-- The start or end of calling hours, such as {"start": "09:00", "end": "17:00"}; null hours have none.
+-- Raises PT400 (not such hours, or both the same).
+create or replace function private.calling_time(p_calling_hours jsonb, p_key text)
+returns time
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_time constant text := '^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$';
+begin
+  if p_calling_hours is not null and (
+       jsonb_typeof(p_calling_hours) <> 'object'
+       or p_calling_hours ->> 'start' is null or p_calling_hours ->> 'start' !~ v_time
+       or p_calling_hours ->> 'end' is null or p_calling_hours ->> 'end' !~ v_time
+       or p_calling_hours ->> 'start' = p_calling_hours ->> 'end') then
+    raise sqlstate 'PT400' using message = 'calling_hours must have a start and another end, such as {"start": "09:00", "end": "17:00"}',
+      detail = '{"code": "calling_hours_invalid"}';
+  end if;
+  return (p_calling_hours ->> p_key)::time;
+end;
+$$;
+
+revoke execute on function private.calling_time(jsonb, text) from public;
+grant  execute on function private.calling_time(jsonb, text) to authenticated, service_role, lastcall_admin;
+comment on function private.calling_time(jsonb, text) is 'The start or end of calling hours.';
 
 -- file: private/check_counters.sql
 -- Every batch whose counters do not say what its contacts are: no row means that the books
@@ -1739,17 +1923,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
-  v_time  constant text := '^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$';
   v_batch public.call_batches;
 begin
-  if calling_hours is not null and (
-       jsonb_typeof(calling_hours) <> 'object'
-       or calling_hours ->> 'start' is null or calling_hours ->> 'start' !~ v_time
-       or calling_hours ->> 'end' is null or calling_hours ->> 'end' !~ v_time
-       or calling_hours ->> 'start' = calling_hours ->> 'end') then
-    raise sqlstate 'PT400' using message = 'calling_hours must have a start and another end, such as {"start": "09:00", "end": "17:00"}',
-      detail = '{"code": "calling_hours_invalid"}';
-  end if;
   v_batch.agent_mapping_id := agent_mapping_id;
   v_batch.from_number := from_number;
   v_batch.campaign_id := campaign_id;
@@ -1763,8 +1938,8 @@ begin
   v_batch.calling_numbers := calling_numbers;
   v_batch.retry_delay_seconds := retry_delay_seconds;
   v_batch.retry_outcomes := retry_outcomes;
-  v_batch.calling_start := (calling_hours ->> 'start')::time;
-  v_batch.calling_end := (calling_hours ->> 'end')::time;
+  v_batch.calling_start := private.calling_time(calling_hours, 'start');
+  v_batch.calling_end := private.calling_time(calling_hours, 'end');
   v_batch.allowed_days := allowed_days;
   v_batch.timezone := timezone;
   v_batch.max_calls_per_number := max_calls_per_number;
@@ -1856,6 +2031,449 @@ $$;
 revoke execute on function public.add_contacts(uuid, jsonb, text) from public, anon;
 grant  execute on function public.add_contacts(uuid, jsonb, text) to authenticated, service_role, lastcall_admin;
 comment on function public.add_contacts(uuid, jsonb, text) is 'Add contacts to a call batch, at the end of its dial order.';
+
+-- file: api/check_import.sql
+-- What is wrong with rows of a file (see private.check_rows), nothing being changed: an import that takes all rows or
+-- none begins with it. Returns {"invalid": how many, "errors": the first 100, with row, phone_number and error}.
+-- Raises PT401, PT403 (of no agency; not an owner or admin), PT400 (not such rows).
+create or replace function private.check_import(p_rows jsonb)
+returns json
+language plpgsql stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_result json;
+begin
+  perform private.require_admin((private.current_actor()).agency_id);
+  select json_build_object(
+           'invalid', count(*),
+           'errors', coalesce(
+             json_agg(json_build_object('row', w.row_number, 'phone_number', left(w.contact ->> 'phone_number', 50),
+                                        'error', w.error) order by w.row_number)
+             filter (where w.nth <= 100), '[]'))
+    into v_result
+    from (select r.*, row_number() over (order by r.row_number) as nth
+            from private.check_rows(p_rows) r
+           where r.error is not null) w;
+  return v_result;
+end;
+$$;
+
+revoke execute on function private.check_import(jsonb) from public;
+grant  execute on function private.check_import(jsonb) to authenticated, service_role, lastcall_admin;
+comment on function private.check_import(jsonb) is 'public.check_import.';
+
+create or replace function public.check_import(rows jsonb default null)
+returns json
+language sql stable
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.check_import($1)
+$$;
+
+revoke execute on function public.check_import(jsonb) from public, anon;
+grant  execute on function public.check_import(jsonb) to authenticated, service_role, lastcall_admin;
+comment on function public.check_import(jsonb) is 'What is wrong with rows of a file.';
+
+-- file: api/begin_import.sql
+-- Begin to import a file: into the batch p_batch.id, or into a new batch of the settings p_batch, which stays paused
+-- until finish_import, so that it is not dialed while half of it is there. The rows follow by import_contacts.
+-- An import of the same file into the same batch that has not finished is gone on with. p_file_hash: the
+-- SHA-256 of the file, in hex. p_max_attempts: of contacts that do not say.
+-- Returns private.import_progress. Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no
+-- such batch, agent, campaign or user in the agency), PT400 (a setting out of range, or given for a batch that is there;
+-- batch completed or cancelled; no hash), PT409 (idempotency key reused; external id taken).
+create or replace function private.begin_import(
+  p_agency_id uuid, p_batch public.call_batches, p_max_attempts integer, p_file_hash text, p_idempotency_key text)
+returns json
+language plpgsql volatile
+security definer  -- callers hold no table grants; this is their only door
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_actor   private.actor := private.require_admin(p_agency_id);
+  v_request jsonb := jsonb_build_object(
+    'procedure', 'begin_import', 'batch', to_jsonb(p_batch), 'max_attempts', p_max_attempts, 'file_hash', p_file_hash,
+    'actor', v_actor.id);
+  v_answer  jsonb;
+  v_batch   public.call_batches;
+  v_import  public.batch_imports;
+begin
+  if (p_file_hash ~ '^[0-9a-f]{64}$') is not true then
+    raise sqlstate 'PT400' using message = 'file_hash must be the SHA-256 of the file',
+      detail = '{"code": "file_hash_invalid"}';
+  end if;
+  if (p_max_attempts between 1 and 99) is not true then
+    raise sqlstate 'PT400' using message = 'max_attempts must be 1 to 99',
+      detail = '{"code": "max_attempts_invalid"}';
+  end if;
+  if p_batch.id is not null then
+    if jsonb_strip_nulls(to_jsonb(p_batch) - 'id') <> '{}' then
+      raise sqlstate 'PT400' using message = 'With a batch_id the batch keeps its settings: give none',
+        detail = '{"code": "settings_not_allowed"}';
+    end if;
+    v_batch := private.lock_batch(p_agency_id, p_batch.id);
+  end if;
+  v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
+  if v_answer is not null then
+    return private.import_progress(private.find_import(
+      p_agency_id, (v_answer ->> 'batch_id')::uuid, (v_answer ->> 'import_id')::uuid));
+  end if;
+
+  if p_batch.id is null then
+    v_batch := private.check_batch(p_agency_id, p_batch, v_actor);
+    v_batch.status := 'paused';
+    v_batch.paused_at := v_batch.created_at;
+    v_batch.error_message := 'The import of its contacts has not finished';
+    v_import.held_at := v_batch.paused_at;
+  elsif v_batch.status in ('completed', 'cancelled') then
+    raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
+      detail = format('{"code": "batch_already_%s"}', v_batch.status);
+  else
+    select i.* into v_import
+      from public.batch_imports i
+     where i.agency_id = p_agency_id and i.batch_id = v_batch.id and i.file_hash = p_file_hash
+       and i.max_attempts = p_max_attempts and i.finished_at is null
+     order by i.created_at
+     limit 1;
+  end if;
+
+  begin
+    if p_batch.id is null then
+      insert into public.call_batches select v_batch.*;
+    end if;
+    if v_import.id is null then
+      insert into public.batch_imports (agency_id, batch_id, file_hash, max_attempts, held_at)
+      values (p_agency_id, v_batch.id, p_file_hash, p_max_attempts, v_import.held_at)
+      returning * into v_import;
+    end if;
+    v_answer := jsonb_build_object('batch_id', v_batch.id, 'import_id', v_import.id);
+    if p_batch.id is null then
+      v_batch.status := null;  -- it came from nowhere
+    end if;
+    perform private.record_event(p_agency_id, v_batch, v_actor, 'begin_import', coalesce(v_batch.status, 'paused'), 0,
+      p_idempotency_key => p_idempotency_key, p_request => v_request, p_response => v_answer);
+  exception
+    when unique_violation then
+      raise sqlstate 'PT409' using message = 'Another batch of the agency has this id or external_id',
+        detail = '{"code": "batch_id_taken"}';
+    when sqlstate 'PT409' then
+      -- Of two equal requests at once, the second one waited for the first one's answer.
+      v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
+      v_import := private.find_import(
+        p_agency_id, (v_answer ->> 'batch_id')::uuid, (v_answer ->> 'import_id')::uuid);
+  end;
+  return private.import_progress(v_import);
+end;
+$$;
+
+revoke execute on function private.begin_import(uuid, public.call_batches, integer, text, text) from public;
+grant  execute on function private.begin_import(uuid, public.call_batches, integer, text, text) to authenticated, service_role, lastcall_admin;
+comment on function private.begin_import(uuid, public.call_batches, integer, text, text) is 'public.begin_import, for a known agency.';
+
+-- The door to private.begin_import for users, services and consoles. batch_id: import into this batch; or else into a new
+-- one of the other arguments, as public.create_batch has them; from_number is by default the first of calling_numbers.
+-- idempotency_key: a repeat with the same key and arguments goes on with the import.
+create or replace function public.begin_import(
+  batch_id uuid default null, file_hash text default null, max_attempts integer default null,
+  agent_mapping_id uuid default null, from_number text default null, campaign_id uuid default null,
+  calls_per_minute integer default null, max_concurrent integer default null,
+  scheduled_for timestamptz default null, mode public.batch_mode default null,
+  name text default null, external_id text default null, user_id uuid default null,
+  calling_numbers text[] default null, retry_delay_seconds integer default null, retry_outcomes text[] default null,
+  calling_hours jsonb default null, allowed_days integer[] default null, timezone text default null,
+  max_calls_per_number integer default null, idempotency_key text default null)
+returns json
+language plpgsql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  v_is_new constant boolean := batch_id is null;
+  v_batch  public.call_batches;
+begin
+  v_batch.id := batch_id;
+  v_batch.agent_mapping_id := agent_mapping_id;
+  v_batch.from_number := coalesce(from_number, calling_numbers[1]);
+  v_batch.campaign_id := campaign_id;
+  v_batch.calls_per_minute := coalesce(calls_per_minute, case when v_is_new then 30 end);
+  v_batch.max_concurrent := coalesce(max_concurrent, case when v_is_new then 10 end);
+  v_batch.scheduled_for := scheduled_for;
+  v_batch.mode := mode;
+  v_batch.name := name;
+  v_batch.external_id := external_id;
+  v_batch.user_id := user_id;
+  v_batch.calling_numbers := calling_numbers;
+  v_batch.retry_delay_seconds := coalesce(retry_delay_seconds, case when v_is_new then 60 end);
+  v_batch.retry_outcomes := retry_outcomes;
+  v_batch.calling_start := private.calling_time(calling_hours, 'start');
+  v_batch.calling_end := private.calling_time(calling_hours, 'end');
+  v_batch.allowed_days := allowed_days;
+  v_batch.timezone := timezone;
+  v_batch.max_calls_per_number := max_calls_per_number;
+  return private.begin_import(
+    case when v_is_new then private.find_agent_agency(agent_mapping_id) else private.find_batch_agency(batch_id) end,
+    v_batch, coalesce(max_attempts, 3), file_hash, idempotency_key);
+end;
+$$;
+
+revoke execute on function public.begin_import(
+  uuid, text, integer, uuid, text, uuid, integer, integer, timestamptz, public.batch_mode, text, text, uuid, text[],
+  integer, text[], jsonb, integer[], text, integer, text) from public, anon;
+grant  execute on function public.begin_import(
+  uuid, text, integer, uuid, text, uuid, integer, integer, timestamptz, public.batch_mode, text, text, uuid, text[],
+  integer, text[], jsonb, integer[], text, integer, text) to authenticated, service_role, lastcall_admin;
+comment on function public.begin_import(
+  uuid, text, integer, uuid, text, uuid, integer, integer, timestamptz, public.batch_mode, text, text, uuid, text[],
+  integer, text[], jsonb, integer[], text, integer, text) is
+  'Begin to import a file of contacts into a call batch, a new one or one that is there.';
+
+-- file: api/import_contacts.sql
+-- Import the next rows of a file (see private.check_rows), in the order of the file. Valid ones become contacts (see
+-- private.insert_valid_contacts); invalid ones are kept in import_errors, and keep no other from being imported. Rows that are
+-- done are passed over: sent twice, they count once. Under the batch's lock, so that none slips into a batch that
+-- is being cancelled, nor behind the claim cursor.
+-- Returns private.import_progress. Raises PT401, PT403 (of no agency; not an owner or admin), PT404 (no such batch or import
+-- of the agency), PT400 (not such rows; batch completed or cancelled).
+create or replace function private.import_contacts(
+  p_agency_id uuid, p_batch_id uuid, p_import_id uuid, p_rows jsonb)
+returns json
+language plpgsql volatile
+security definer  -- callers hold no table grants; this is their only door
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_errors_kept constant integer := 100000;
+  v_batch    public.call_batches;
+  v_import   public.batch_imports;
+  v_numbers  integer[];
+  v_phones   text[];
+  v_errors   text[];
+  v_valid    jsonb;
+  v_last_row integer;
+  v_contacts private.inserted_contacts := (0, 0, 0);
+begin
+  perform private.require_admin(p_agency_id);
+  v_batch := private.lock_batch(p_agency_id, p_batch_id);
+  v_import := private.find_import(p_agency_id, p_batch_id, p_import_id);
+  if v_import.finished_at is not null then
+    return private.import_progress(v_import);
+  end if;
+  if v_batch.status in ('completed', 'cancelled') then
+    raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
+      detail = format('{"code": "batch_already_%s"}', v_batch.status);
+  end if;
+
+  select array_agg(r.row_number) filter (where r.error is not null),
+         array_agg(left(r.contact ->> 'phone_number', 50)) filter (where r.error is not null),
+         array_agg(r.error) filter (where r.error is not null),
+         jsonb_agg(r.contact order by r.row_number) filter (where r.error is null),
+         max(r.row_number)
+    into v_numbers, v_phones, v_errors, v_valid, v_last_row
+    from private.check_rows(p_rows) r
+   where r.row_number > v_import.last_row;
+  if v_last_row is null then
+    return private.import_progress(v_import);
+  end if;
+
+  insert into public.import_errors (agency_id, import_id, row_number, phone_number, error)
+  select p_agency_id, p_import_id, e.row_number, e.phone_number, e.error
+    from unnest(v_numbers, v_phones, v_errors) as e (row_number, phone_number, error)
+   order by e.row_number
+   limit greatest(v_errors_kept - v_import.invalid, 0);
+  if v_valid is not null then
+    v_contacts := private.insert_valid_contacts(v_batch, v_valid, v_import.max_attempts);
+  end if;
+  update public.batch_imports i
+     set last_row = v_last_row,
+         added = i.added + v_contacts.added,
+         duplicates = i.duplicates + v_contacts.duplicates,
+         do_not_call = i.do_not_call + v_contacts.do_not_call,
+         invalid = i.invalid + coalesce(cardinality(v_numbers), 0)
+   where i.agency_id = p_agency_id and i.id = p_import_id
+  returning i.* into v_import;
+  update public.call_batches b
+     set total_contacts = b.total_contacts + v_contacts.added,
+         next_claim_at = least(b.next_claim_at, clock_timestamp())
+   where b.agency_id = p_agency_id and b.id = p_batch_id and v_contacts.added > 0;
+  return private.import_progress(v_import);
+end;
+$$;
+
+revoke execute on function private.import_contacts(uuid, uuid, uuid, jsonb) from public;
+grant  execute on function private.import_contacts(uuid, uuid, uuid, jsonb) to authenticated, service_role, lastcall_admin;
+comment on function private.import_contacts(uuid, uuid, uuid, jsonb) is 'public.import_contacts, for a batch of a known agency.';
+
+create or replace function public.import_contacts(
+  batch_id uuid default null, import_id uuid default null, rows jsonb default null)
+returns json
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.import_contacts(private.find_batch_agency(batch_id), batch_id, import_id, $3)
+$$;
+
+revoke execute on function public.import_contacts(uuid, uuid, jsonb) from public, anon;
+grant  execute on function public.import_contacts(uuid, uuid, jsonb) to authenticated, service_role, lastcall_admin;
+comment on function public.import_contacts(uuid, uuid, jsonb) is 'Import the next rows of a file into a call batch.';
+
+-- file: api/finish_import.sql
+-- Finish an import whose rows are all there. The batch that it made is dialed from the next run of process_batches on, or
+-- from its scheduled_for on, unless somebody resumed or paused it meanwhile. Left without any contact it stays
+-- paused, says so in error_message, and the answer is no success (code no_contacts).
+-- Returns the answer to the import; once more: the same. Raises PT401, PT403 (of no agency; not an owner or admin), PT404 (no
+-- such batch or import of the agency), PT400 (batch completed or cancelled meanwhile).
+-- Contract: uploadCSV, for the keys of batch.
+create or replace function private.finish_import(p_agency_id uuid, p_batch_id uuid, p_import_id uuid)
+returns jsonb
+language plpgsql volatile
+security definer  -- callers hold no table grants; this is their only door
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_actor    private.actor := private.require_admin(p_agency_id);
+  v_batch    public.call_batches;
+  v_after    public.call_batches;
+  v_import   public.batch_imports;
+  v_is_empty boolean;
+begin
+  v_batch := private.lock_batch(p_agency_id, p_batch_id);
+  v_import := private.find_import(p_agency_id, p_batch_id, p_import_id);
+  if v_import.answer is not null then
+    return v_import.answer;
+  end if;
+  if v_batch.status in ('completed', 'cancelled') then
+    raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
+      detail = format('{"code": "batch_already_%s"}', v_batch.status);
+  end if;
+
+  v_is_empty := v_import.held_at is not null and v_batch.total_contacts = 0;
+  v_after := v_batch;
+  if v_import.held_at is not null then
+    update public.call_batches b
+       set status = case when b.status <> 'paused' or b.paused_at <> v_import.held_at or v_is_empty then b.status
+                         when b.scheduled_for is null then 'pending'
+                         else 'scheduled' end::public.batch_status,
+           paused_at = case when b.paused_at <> v_import.held_at or v_is_empty then b.paused_at end,
+           error_message = case when v_is_empty then 'No contact of the imported file can be called' end
+     where b.agency_id = p_agency_id and b.id = p_batch_id
+    returning b.* into v_after;
+  end if;
+
+  v_import.answer := jsonb_build_object(
+    'success', not v_is_empty,
+    'batch_id', v_after.id,
+    'import_id', v_import.id,
+    'created', v_import.held_at is not null,
+    'status', v_after.status,
+    'total_contacts', v_after.total_contacts,
+    'added', v_import.added,
+    'duplicates', v_import.duplicates,
+    'do_not_call', v_import.do_not_call,
+    'invalid', v_import.invalid,
+    'error_count', v_import.invalid,
+    'errors', (
+      select coalesce(jsonb_agg(jsonb_build_object('row', e.row_number, 'phone_number', e.phone_number, 'error', e.error)
+                                order by e.row_number), '[]')
+        from (select r.*
+                from public.import_errors r
+               where r.agency_id = p_agency_id and r.import_id = p_import_id
+               order by r.row_number
+               limit 100) e),
+    'batch', jsonb_build_object(
+      '_id', coalesce(v_after.external_id, v_after.id::text),
+      'batchName', v_after.name,
+      'callingNumbers', coalesce(v_after.calling_numbers, array_remove(array[v_after.from_number], null)),
+      'totalCalls', v_after.total_contacts))
+    || case when v_is_empty then jsonb_build_object('error', v_after.error_message, 'code', 'no_contacts') else '{}' end;
+  update public.batch_imports i
+     set finished_at = clock_timestamp(),
+         answer = v_import.answer
+   where i.agency_id = p_agency_id and i.id = p_import_id;
+  perform private.record_event(p_agency_id, v_batch, v_actor, 'finish_import', v_after.status, v_import.added);
+  return v_import.answer;
+end;
+$$;
+
+revoke execute on function private.finish_import(uuid, uuid, uuid) from public;
+grant  execute on function private.finish_import(uuid, uuid, uuid) to authenticated, service_role, lastcall_admin;
+comment on function private.finish_import(uuid, uuid, uuid) is 'public.finish_import, for a batch of a known agency.';
+
+create or replace function public.finish_import(batch_id uuid default null, import_id uuid default null)
+returns jsonb
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.finish_import(private.find_batch_agency(batch_id), batch_id, import_id)
+$$;
+
+revoke execute on function public.finish_import(uuid, uuid) from public, anon;
+grant  execute on function public.finish_import(uuid, uuid) to authenticated, service_role, lastcall_admin;
+comment on function public.finish_import(uuid, uuid) is 'Finish an import whose rows are all there.';
+
+-- file: api/list_import_errors.sql
+-- The invalid rows of an import in the order of the file, from after p_after_row on, at most 10,000.
+-- Returns {"errors": [...]}, objects with row, phone_number and error.
+-- Raises PT401, PT403 (of no agency), PT404 (no such import of the agency), PT400 (no id).
+create or replace function private.list_import_errors(p_import_id uuid, p_after_row integer)
+returns json
+language plpgsql stable
+security definer  -- looks, for a service or a console, at every agency
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan
+as $$
+declare
+  v_actor     private.actor := private.current_actor();
+  v_agency_id uuid;
+begin
+  if p_import_id is null then
+    raise sqlstate 'PT400' using message = 'import_id is required',
+      detail = '{"code": "import_id_required"}';
+  end if;
+  if v_actor.kind = 'user' and v_actor.agency_id is null then
+    raise sqlstate 'PT403' using message = 'User is not associated with an agency',
+      detail = '{"code": "no_agency"}';
+  end if;
+  select i.agency_id into v_agency_id
+    from public.batch_imports i
+   where i.id = p_import_id and (v_actor.agency_id is null or i.agency_id = v_actor.agency_id);
+  if not found then
+    raise sqlstate 'PT404' using message = 'Import not found',
+      detail = '{"code": "import_not_found"}';
+  end if;
+  return (
+    select json_build_object('errors', coalesce(
+             json_agg(json_build_object('row', e.row_number, 'phone_number', e.phone_number, 'error', e.error)
+                      order by e.row_number), '[]'))
+      from (select r.*
+              from public.import_errors r
+             where r.agency_id = v_agency_id and r.import_id = p_import_id and r.row_number > p_after_row
+             order by r.row_number
+             limit 10000) e);
+end;
+$$;
+
+revoke execute on function private.list_import_errors(uuid, integer) from public;
+grant  execute on function private.list_import_errors(uuid, integer) to authenticated, service_role, lastcall_admin;
+comment on function private.list_import_errors(uuid, integer) is 'public.list_import_errors.';
+
+create or replace function public.list_import_errors(import_id uuid default null, after_row integer default 0)
+returns json
+language sql stable
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.list_import_errors(import_id, after_row)
+$$;
+
+revoke execute on function public.list_import_errors(uuid, integer) from public, anon;
+grant  execute on function public.list_import_errors(uuid, integer) to authenticated, service_role, lastcall_admin;
+comment on function public.list_import_errors(uuid, integer) is 'The invalid rows of an imported file.';
 
 -- file: api/start_batch.sql
 create type public.start_batch_result as (

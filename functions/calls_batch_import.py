@@ -1,0 +1,200 @@
+"""POST calls-batch-import: a file of contacts into a batch. GET: the rows of it that were invalid."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from anyio.to_thread import run_sync
+from msgspec import UNSET, Meta, UnsetType
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from ._shared.auth import Caller, verify_jwt
+from ._shared.contact_file import ContactFile, FileError, read_contacts
+from ._shared.database import call
+from ._shared.errors import FunctionError
+from ._shared.http import edge_function, invalid, read_form, read_query, reply
+from ._shared.text import Text
+
+_JSON_FIELDS = ("calling_numbers", "retry_outcomes", "calling_hours", "allowed_days")
+_ALIASES = {"batch_name": "name", "calling_hour": "calling_hours", "delay": "retry_delay_seconds"}
+_ERRORS_SHOWN = 100
+_PHONE_NUMBER = re.compile(r"[+0-9][0-9 ().-]*")
+
+
+class Batch(msgspec.Struct):
+    """The batch that the contacts go into: batch_id, or the settings of a new one as calls-batch-create has them."""
+
+    batch_id: UUID | UnsetType = UNSET
+    agent_mapping_id: UUID | UnsetType = UNSET
+    from_number: Text | UnsetType = UNSET
+    campaign_id: UUID | UnsetType = UNSET
+    calls_per_minute: int | UnsetType = UNSET
+    max_concurrent: int | UnsetType = UNSET
+    scheduled_for: Annotated[datetime, Meta(tz=True)] | UnsetType = UNSET
+    mode: Literal["immediate", "scheduled"] | UnsetType = UNSET
+    name: Text | UnsetType = UNSET
+    external_id: Text | UnsetType = UNSET
+    user_id: UUID | UnsetType = UNSET
+    calling_numbers: list[Text] | UnsetType = UNSET
+    retry_delay_seconds: int | UnsetType = UNSET
+    retry_outcomes: list[Text] | UnsetType = UNSET
+    calling_hours: dict[str, Any] | UnsetType = UNSET
+    allowed_days: list[int] | UnsetType = UNSET
+    timezone: Text | UnsetType = UNSET
+    max_calls_per_number: int | UnsetType = UNSET
+    max_attempts: int | UnsetType = UNSET
+
+
+class How(msgspec.Struct):
+    """How to import. strict: all rows or none; type "false" is the same. retry: attempts after the first one.
+    batch_type: what is called is outbound, whichever it says."""
+
+    strict: bool = False
+    type: bool = True
+    retry: Annotated[int, Meta(ge=0, le=98)] | None = None
+    batch_type: Literal["outbound", "mixed"] = "outbound"
+
+
+class ImportErrors(msgspec.Struct):
+    """import_id: as calls-batch-import answered it."""
+
+    import_id: UUID
+
+
+@edge_function("POST", "GET", failure="Failed to import contacts")
+async def calls_batch_import(request: Request) -> Response:
+    """Import a file of contacts into a batch, or list what was wrong with one."""
+    caller = await verify_jwt(request)
+    if request.method == "POST":
+        return await _import(request, caller)
+    return await _list_errors(request, caller)
+
+
+async def _import(request: Request, caller: Caller) -> Response:
+    async with read_form(request, max_bytes=request.app.state.settings.max_upload_bytes) as form:
+        how, batch = _read_fields(form)
+        contacts = await _read_file(form)
+    try:
+        if how.strict or not how.type:
+            await _check(request, caller, contacts)
+        answer = await _import_contacts(request, caller, contacts, batch)
+    finally:
+        contacts.close()
+    if not answer["success"]:
+        return reply(answer, 422)
+    return reply(answer, 201 if answer["created"] else 200)
+
+
+async def _import_contacts(
+    request: Request, caller: Caller, contacts: ContactFile, batch: dict[str, Any]
+) -> dict[str, Any]:
+    """Group by group, from where the import is. What keeps it from its end says how far it came."""
+    key = request.headers.get("idempotency-key")
+    progress = await call(request, caller, "begin_import", file_hash=contacts.sha256, idempotency_key=key, **batch)
+    ids = {name: progress[name] for name in ("batch_id", "import_id")}
+    try:
+        for group in contacts.groups:
+            if group.last_row > progress["last_row"]:
+                rows = msgspec.Raw(await run_sync(contacts.read, group))
+                progress = await call(request, caller, "import_contacts", **ids, rows=rows)
+        answer: dict[str, Any] = await call(request, caller, "finish_import", **ids)
+    except FunctionError as error:
+        error.details = {name: value for name, value in progress.items() if name != "answer"} | error.details
+        raise
+    return answer
+
+
+async def _check(request: Request, caller: Caller, contacts: ContactFile) -> None:
+    """Raises 422 when any row is invalid."""
+    count = 0
+    errors: list[Any] = []
+    for group in contacts.groups:
+        rows = msgspec.Raw(await run_sync(contacts.read, group))
+        found = await call(request, caller, "check_import", rows=rows)
+        count += found["invalid"]
+        errors += found["errors"][: _ERRORS_SHOWN - len(errors)]
+    if count:
+        message = f"{count} of {contacts.rows} rows are invalid"
+        details = {"invalid": count, "error_count": count, "errors": errors}
+        raise FunctionError(422, "rows_invalid", message, details=details)
+
+
+def _read_fields(form: FormData) -> tuple[How, dict[str, Any]]:
+    """How to import, and the arguments that say into which batch. Raises 400."""
+    given: dict[str, Any] = {}
+    for field, value in form.multi_items():
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", field).lower()
+        name = _ALIASES.get(name, name)
+        if name in given:
+            raise FunctionError(400, "invalid_body", f"{name} is given twice")
+        if isinstance(value, str) and value:
+            given[name] = value
+    try:
+        for name in given.keys() & _JSON_FIELDS:
+            given[name] = msgspec.json.decode(given[name])
+        how = msgspec.convert(given, How, strict=False)
+        batch = msgspec.convert(given, Batch, strict=False)
+    except msgspec.ValidationError as error:
+        raise invalid(error, "invalid_body") from None
+    except msgspec.DecodeError:
+        raise FunctionError(400, "invalid_body", f"{', '.join(_JSON_FIELDS)} must be JSON") from None
+    if batch.max_attempts is UNSET and how.retry is not None:
+        batch.max_attempts = how.retry + 1
+    arguments = msgspec.structs.asdict(batch)
+    return how, {name: value for name, value in arguments.items() if value is not UNSET}
+
+
+async def _read_file(form: FormData) -> ContactFile:
+    """The form's file, read. Raises 400."""
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        raise FunctionError(400, "file_required", "file is required")
+    try:
+        return await run_sync(read_contacts, file.file, file.filename or "")
+    except FileError as error:
+        raise FunctionError(400, error.code, str(error)) from None
+
+
+async def _list_errors(request: Request, caller: Caller) -> Response:
+    query = read_query(request, ImportErrors)
+
+    async def errors_after(row: int) -> list[dict[str, Any]]:
+        found = await call(request, caller, "list_import_errors", import_id=query.import_id, after_row=row)
+        errors: list[dict[str, Any]] = found["errors"]
+        return errors
+
+    first = await errors_after(0)
+
+    async def lines() -> AsyncIterator[str]:
+        yield "row,phone_number,error\r\n"
+        errors = first
+        while errors:
+            yield _csv(errors)
+            errors = await errors_after(errors[-1]["row"])
+
+    headers = {
+        "Cache-Control": "no-store",
+        "Content-Disposition": f'attachment; filename="import-errors-{query.import_id}.csv"',
+    }
+    return StreamingResponse(lines(), headers=headers, media_type="text/csv")
+
+
+def _csv(errors: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerows([error["row"], _as_text(error["phone_number"] or ""), error["error"]] for error in errors)
+    return text.getvalue()
+
+
+def _as_text(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if cell[:1] in ("=", "+", "-", "@", "\t", "\r") and not _PHONE_NUMBER.fullmatch(cell) else cell
