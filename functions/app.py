@@ -24,6 +24,7 @@ from .calls_batch_get import calls_batch_get
 from .calls_batch_import import calls_batch_import
 from .calls_batch_list import calls_batch_list
 from .calls_batch_pause import calls_batch_pause
+from .calls_batch_process import calls_batch_process
 from .calls_batch_resume import calls_batch_resume
 from .calls_batch_retry import calls_batch_retry
 from .get_user_batch import get_user_batch
@@ -44,6 +45,7 @@ _EDGE_FUNCTIONS = {
     "calls-batch-list": calls_batch_list,
     "calls-batch-import": calls_batch_import,
     "calls-batch-pause": calls_batch_pause,
+    "calls-batch-process": calls_batch_process,
     "calls-batch-resume": calls_batch_resume,
     "calls-batch-retry": calls_batch_retry,
     "process-webhook-queue": process_webhook_queue,
@@ -67,6 +69,8 @@ def create_app(settings: Settings) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
+        if app.state.carrier is not None:
+            await app.state.carrier.aclose()
         await app.state.database.close()
 
     app = Starlette(
@@ -79,6 +83,7 @@ def create_app(settings: Settings) -> Starlette:
     app.state.settings = settings
     app.state.verifier = TokenVerifier(settings)
     app.state.database = connect_database(settings)
+    app.state.carrier = None  # made by the function that needs it
     return app
 
 

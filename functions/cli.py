@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ._shared.settings import MIN_SECRET_BYTES, Settings, SettingsError
+from ._shared.settings import CARRIERS, MIN_SECRET_BYTES, Settings, SettingsError
 from .local import STATE, CommandError, kept_secret, make_token
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0 done, 1 the demo's verdict is no, 2 cannot run."""
+    """Run the command; returns the exit status: 0 done, 1 the demo's verdict is no or a run of the dialer
+    failed, 2 cannot run."""
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
@@ -50,6 +51,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     migrate.set_defaults(run=_migrate)
 
+    process = commands.add_parser(
+        "process",
+        help="dial what is to be dialed",
+        description="Dial the batches of DATABASE_URL at the carrier of LASTCALL_CARRIER, and print what was done as "
+        "JSON. Without DATABASE_URL and SUPABASE_URL: those of the embedded PostgreSQL under .lastcall/, which "
+        "'lastcall serve' in the same folder may use at the same time. Safe to run beside other dialers. "
+        "Exit status 1: the run failed, for one because the database did not answer.",
+    )
+    process.add_argument(
+        "--loop",
+        action="store_true",
+        help="go on until SIGTERM or SIGINT; prints 'ready' when the database answers, and logs to stderr",
+    )
+    process.add_argument(
+        "--max-calls", type=int, default=1000, metavar="N", help="most calls of one run, without --loop (default 1000)"
+    )
+    process.set_defaults(run=_process)
+
     token = commands.add_parser(
         "token",
         help="a development token",
@@ -76,7 +95,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(_options: argparse.Namespace) -> int:
     from ._shared.log import configure_logging
-    from .postgres_server import PostgresServerError, embedded_postgres
     from .server import serve
 
     env = dict(os.environ)
@@ -85,18 +103,47 @@ def _serve(_options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as started:
         if not env.get("DATABASE_URL") and not env.get("SUPABASE_URL"):
-            try:
-                server = embedded_postgres(STATE / "postgres")
-            except PostgresServerError as error:
-                raise CommandError(str(error)) from None
-            started.callback(server.stop)
-            _start(server)
-            env["DATABASE_URL"] = server.uri(user="authenticator")
+            env["DATABASE_URL"] = _start_postgres(started)
             env["SUPABASE_JWT_SECRET"] = env.get("SUPABASE_JWT_SECRET") or kept_secret()
         settings = _settings(env)
         configure_logging()
         serve(settings, listening)
     return 0
+
+
+def _process(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from ._shared.log import configure_logging
+    from .dialer.service import dial_once, dial_until_stopped
+
+    if options.max_calls < 1:
+        raise CommandError("--max-calls must be at least 1")
+    env = dict(os.environ)
+    if not env.get("LASTCALL_CARRIER"):
+        raise CommandError(f"set LASTCALL_CARRIER to who places the calls: {', '.join(CARRIERS)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.ExitStack() as started:
+        if not env.get("DATABASE_URL") and not env.get("SUPABASE_URL"):
+            env["DATABASE_URL"] = _start_postgres(started)
+        settings = _settings(env, serving=False)
+        configure_logging()
+        if options.loop:
+            return asyncio.run(dial_until_stopped(settings))
+        return asyncio.run(dial_once(settings, options.max_calls))
+
+
+def _start_postgres(started: contextlib.ExitStack) -> str:
+    """Start the embedded PostgreSQL, or join it; its URL for the functions. The stack leaves it."""
+    from .postgres_server import PostgresServerError, embedded_postgres
+
+    try:
+        server = embedded_postgres(STATE / "postgres")
+    except PostgresServerError as error:
+        raise CommandError(str(error)) from None
+    started.callback(server.stop)
+    _start(server)
+    return server.uri(user="authenticator")
 
 
 def _start(server: PostgresServer) -> None:
@@ -128,9 +175,9 @@ def _listen(env: Mapping[str, str]) -> socket.socket:
     return listening
 
 
-def _settings(env: Mapping[str, str]) -> Settings:
+def _settings(env: Mapping[str, str], *, serving: bool = True) -> Settings:
     try:
-        return Settings.from_env(env)
+        return Settings.from_env(env, serving=serving)
     except SettingsError as error:
         raise CommandError(str(error)) from None
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 MIN_SECRET_BYTES = 32
 _POSTGRES = ("postgresql://", "postgres://")
+CARRIERS = {"simulator": "CARRIER_URL", "ultravox": "ULTRAVOX_API_KEY"}
+"""The carriers there are (functions/dialer/), and what each needs to be told."""
 
 
 class SettingsError(Exception):
@@ -49,10 +51,24 @@ class Settings:
     """A larger request body is answered 413."""
     max_upload_bytes: int = 256 << 20
     """The same for uploaded files."""
+    carrier: str | None = None
+    """Who places the calls, one of CARRIERS; None: nobody, and nothing can be dialed."""
+    carrier_url: str | None = None
+    """Where the carrier is, if not at its own public address."""
+    ultravox_api_key: str | None = None
+    carrier_timeout_s: float = 10.0
+    """Seconds that the carrier may take to answer; then nobody knows whether it has the call."""
+    dial_concurrency: int = 50
+    """Most requests to the carrier at a time."""
+    reconcile_every_s: float = 30.0
+    """Seconds between two times that the carrier is asked about calls whose end is not known."""
+    reconcile_after_s: int = 300
+    """Seconds that a call is in progress before the carrier is asked about it, and after which a call that
+    the carrier never heard of was not placed, and will not be."""
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> Settings:
-        """Read the settings; raises SettingsError with what to set."""
+    def from_env(cls, env: Mapping[str, str], *, serving: bool = True) -> Settings:
+        """Read the settings; raises SettingsError with what to set. serving: people's tokens are verified."""
         url = _url(env, "SUPABASE_URL")
         settings = cls(
             database_url=env.get("DATABASE_URL") or None,
@@ -72,8 +88,19 @@ class Settings:
             statement_timeout_ms=_integer(env, "LASTCALL_STATEMENT_TIMEOUT_MS", 60_000, 1, 86_400_000),
             max_body_bytes=_integer(env, "LASTCALL_MAX_BODY_BYTES", 65_536, 1_024, 1 << 30),
             max_upload_bytes=_integer(env, "LASTCALL_MAX_UPLOAD_BYTES", 256 << 20, 1_024, 1 << 40),
+            carrier=env.get("LASTCALL_CARRIER") or None,
+            carrier_url=_url(env, "CARRIER_URL"),
+            ultravox_api_key=env.get("ULTRAVOX_API_KEY") or None,
+            carrier_timeout_s=_integer(env, "LASTCALL_CARRIER_TIMEOUT_MS", 10_000, 100, 120_000) / 1000,
+            dial_concurrency=_integer(env, "LASTCALL_DIAL_CONCURRENCY", 50, 1, 1_000),
+            reconcile_every_s=_integer(env, "LASTCALL_RECONCILE_EVERY_MS", 30_000, 100, 3_600_000) / 1000,
+            reconcile_after_s=_integer(env, "LASTCALL_RECONCILE_AFTER_S", 300, 1, 86_400),
         )
         settings._check()
+        if serving and not settings.jwt_secret and not settings.supabase_url:
+            raise SettingsError("set SUPABASE_JWT_SECRET, or SUPABASE_URL for the project's JWKS")
+        if settings.carrier is not None:
+            _check_carrier(settings.carrier, env)
         return settings
 
     def _check(self) -> None:
@@ -91,8 +118,15 @@ class Settings:
             raise SettingsError(f"SUPABASE_JWT_SECRET must have at least {MIN_SECRET_BYTES} bytes")
         if self.cron_secret and len(self.cron_secret.encode()) < MIN_SECRET_BYTES:
             raise SettingsError(f"LASTCALL_CRON_SECRET must have at least {MIN_SECRET_BYTES} bytes")
-        if not self.jwt_secret and not self.supabase_url:
-            raise SettingsError("set SUPABASE_JWT_SECRET, or SUPABASE_URL for the project's JWKS")
+        if self.reconcile_after_s < 2 * self.carrier_timeout_s:
+            raise SettingsError("LASTCALL_RECONCILE_AFTER_S must be at least twice LASTCALL_CARRIER_TIMEOUT_MS")
+
+
+def _check_carrier(name: str, env: Mapping[str, str]) -> None:
+    if name not in CARRIERS:
+        raise SettingsError(f"LASTCALL_CARRIER must be one of {', '.join(CARRIERS)}")
+    if not env.get(CARRIERS[name]):
+        raise SettingsError(f"the carrier {name} needs {CARRIERS[name]}")
 
 
 def _url(env: Mapping[str, str], name: str) -> str | None:

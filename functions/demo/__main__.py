@@ -20,19 +20,14 @@ def _end_with_stdin() -> None:
 
 def _main(kind: str) -> int:
     threading.Thread(target=_end_with_stdin, daemon=True).start()
-    if kind == "serve":
-        from ..cli import main
-
-        return main(["serve"])
     if kind == "carrier":
-        from .carrier import serve
+        from ..dialer.simulated_carrier import Behaviour, serve
 
-        serve()
-    else:
-        from .dialer import dial
+        serve(Behaviour(answer_at_end=True))
+        return 0
+    from ..cli import main
 
-        dial()
-    return 0
+    return main(["serve"] if kind == "serve" else ["process", "--loop"])
 
 
 sys.exit(_main(sys.argv[1]))

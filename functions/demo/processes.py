@@ -26,7 +26,8 @@ class Process:
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("SUPABASE_", "LASTCALL_")) and name not in ("DATABASE_URL", "HOST", "PORT")
+            if not name.startswith(("SUPABASE_", "LASTCALL_", "CARRIER_", "ULTRAVOX_"))
+            and name not in ("DATABASE_URL", "HOST", "PORT")
         }
         with log.open("w") as stderr:
             self._process = subprocess.Popen(

@@ -16,13 +16,13 @@ from uuid import UUID
 import httpx2
 import psycopg
 
+from .._shared.auth import service
 from .._shared.database import connect_database
 from .._shared.settings import Settings
+from ..dialer.simulated_carrier import CarrierCall
 from ..local import STATE, CommandError, kept_secret, make_token
 from ..migrations import migrate
 from ..postgres_server import PostgresServer, PostgresServerError, embedded_postgres
-from .carrier import CarrierCall
-from .dialer import SERVICE
 from .display import Display
 from .processes import Process
 from .sql_console import DatabaseClaim, Progress, SqlConsole
@@ -92,7 +92,16 @@ class Stage:
 
     def start_dialer(self, stack: ExitStack) -> None:
         """Start dialing."""
-        dialer = self._start(stack, "dialer", {"DATABASE_URL": self.functions_uri, "CARRIER_URL": self.carrier_url})
+        dialer = self._start(
+            stack,
+            "dialer",
+            {
+                "DATABASE_URL": self.functions_uri,
+                "LASTCALL_CARRIER": "simulator",
+                "CARRIER_URL": self.carrier_url,
+                "LASTCALL_DIAL_CONCURRENCY": str(2 * MAX_CONCURRENT),
+            },
+        )
         dialer.ready()
         self.dialer = dialer
 
@@ -233,14 +242,15 @@ def _start_postgres(stack: ExitStack) -> PostgresServer:
 
 
 async def _add_contacts(database_url: str, batch_id: UUID, number: int) -> None:
-    database = connect_database(Settings(database_url=database_url))
+    settings = Settings(database_url=database_url)
+    database = connect_database(settings)
     try:
         for first in range(0, number, _ADD_AT_A_TIME):
             contacts = [
                 {"phone_number": f"+1555{i:07d}", "custom_data": {"first_name": f"Contact {i}"}}
                 for i in range(first, min(first + _ADD_AT_A_TIME, number))
             ]
-            await database.call(SERVICE, "add_contacts", {"batch_id": batch_id, "contacts": contacts})
+            await database.call(service(settings), "add_contacts", {"batch_id": batch_id, "contacts": contacts})
     finally:
         await database.close()
 

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .carrier import CarrierCall
+from ..dialer.simulated_carrier import CarrierCall
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,10 @@ create type public.claimed_contact as (
   agent_mapping_id uuid,
   attempt          smallint,
   custom_data      jsonb,     -- with first_name, last_name, email, company and title, where known
-  lease_expires_at timestamptz
+  lease_expires_at timestamptz,
+  ultravox_agent_id    text,  -- of the batch's agent, as the next two; null: the batch has none
+  max_duration_seconds integer,
+  recording_enabled    boolean
 );
 
 -- Claim the next contacts of one batch under a lease of p_lease_seconds, at most
@@ -29,6 +32,7 @@ set enable_seqscan = off
 as $$
 declare
   v_batch       public.call_batches;
+  v_agent       public.agent_mappings;
   v_now         timestamptz;
   v_expires_at  timestamptz;
   v_call_ids    constant regclass := pg_get_serial_sequence('public.calls', 'id')::regclass;
@@ -73,6 +77,9 @@ begin
   if v_limit = 0 then
     return;
   end if;
+  select a.* into v_agent
+    from public.agent_mappings a
+   where a.agency_id = p_agency_id and a.id = v_batch.agent_mapping_id;
   v_opens_at := private.next_calling_time(
     v_batch.calling_start, v_batch.calling_end, v_batch.allowed_days, v_batch.timezone, v_now);
 
@@ -126,7 +133,8 @@ begin
                          from public.contact_data d
                         where d.agency_id = p_agency_id and d.batch_id = p_batch_id
                           and d.contact_id = n.id), '{}'),
-             v_expires_at
+             v_expires_at,
+             v_agent.ultravox_agent_id, v_agent.max_duration_seconds, v_agent.recording_enabled
         from numbered n
        order by n.call_id;
   end loop;

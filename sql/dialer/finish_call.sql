@@ -1,8 +1,10 @@
 -- Record the results of calls of one batch, in a group: one change of the batch's counters.
 -- p_results: a JSON array of objects with call_id, status (completed, failed or unknown) and,
--- where known, outcome, duration_seconds, carrier_call_id, notes. A failed call with attempts left
+-- where known, outcome, duration_seconds, carrier_call_id, notes, counted. A failed call with attempts left
 -- puts its contact back, due after the batch's retry delay, unless its outcome is not one to try
 -- again after, or the batch is over (cancelled, or ended early): then the contact is failed.
+-- A failed call with counted false was no attempt, since the carrier took no calls: the contact keeps the
+-- attempts it had and, unless the batch is over, goes back whatever the outcome.
 -- A call is unknown when nobody could tell whether the carrier got it. It stays in progress until the carrier
 -- tells its end or that there was no such call; it is never placed again before.
 -- A result for a call that is not in progress (told twice, never started) changes nothing.
@@ -35,8 +37,9 @@ begin
            or r.result ->> 'call_id' !~ '^[0-9]{1,18}$'
            or jsonb_typeof(r.result -> 'status') is distinct from 'string'
            or r.result ->> 'status' not in ('completed', 'failed', 'unknown')
-           or jsonb_typeof(r.result -> 'duration_seconds') not in ('number', 'null')) then
-    raise sqlstate 'PT400' using message = 'results must be an array of objects with a call_id, a status completed, failed or unknown, and numbers as durations',
+           or jsonb_typeof(r.result -> 'duration_seconds') not in ('number', 'null')
+           or jsonb_typeof(r.result -> 'counted') not in ('boolean', 'null')) then
+    raise sqlstate 'PT400' using message = 'results must be an array of objects with a call_id, a status completed, failed or unknown, numbers as durations, and counted true or false',
       detail = '{"code": "results_invalid"}';
   end if;
 
@@ -45,11 +48,12 @@ begin
   v_retry_at := v_now + make_interval(secs => v_batch.retry_delay_seconds);
   for v_result in
     select r.call_id, r.status, r.outcome, r.carrier_call_id, r.notes,
+           r.status = 'failed' and not coalesce(r.counted, true) as is_no_attempt,
            case when r.duration_seconds is not null
              then least(greatest(round(r.duration_seconds), 0), 2147483647)::integer end as duration_seconds
       from jsonb_to_recordset(p_results) as r (
         call_id bigint, status public.call_status, outcome text, duration_seconds numeric,
-        carrier_call_id text, notes text)
+        carrier_call_id text, notes text, counted boolean)
   loop
     update public.calls c
        set status = v_result.status,
@@ -66,8 +70,10 @@ begin
     continue when v_result.status = 'unknown';
 
     select case when v_result.status = 'completed' then 'completed'
-                when c.attempts < c.max_attempts and v_batch.status <> 'cancelled' and not v_batch.skip_remaining
-                 and (v_batch.retry_outcomes is null or v_result.outcome = any (v_batch.retry_outcomes))
+                when v_batch.status <> 'cancelled' and not v_batch.skip_remaining
+                 and (v_result.is_no_attempt
+                      or c.attempts < c.max_attempts
+                     and (v_batch.retry_outcomes is null or v_result.outcome = any (v_batch.retry_outcomes)))
                   then 'scheduled'
                 else 'failed' end::public.contact_status
       into v_contact
@@ -75,6 +81,7 @@ begin
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_call.contact_id;
     update public.campaign_contacts c
        set status = v_contact,
+           attempts = c.attempts - v_result.is_no_attempt::integer,
            due_at = case when v_contact = 'scheduled' then v_retry_at end,
            completed_at = case when v_contact <> 'scheduled' then v_now end,
            outcome = v_result.outcome,

@@ -15,6 +15,7 @@ create table public.calls (
   duration_seconds integer,
   outcome          text,
   carrier_call_id  text,
+  checked_at       timestamptz,
   primary key (agency_id, batch_id, id),
   -- None to the contact: deleting a batch of a million would look for each contact's calls.
   foreign key (agency_id, batch_id) references public.call_batches (agency_id, id) on delete cascade
@@ -30,3 +31,4 @@ create index calls_carrier on public.calls (carrier_call_id, agency_id) where ca
 
 comment on table public.calls is 'One attempt at a contact; while queued, the lease of a dialer.';
 comment on column public.calls.carrier_call_id is 'The carrier''s id of the call.';
+comment on column public.calls.checked_at is 'When list_open_calls last gave the call, to ask the carrier about.';

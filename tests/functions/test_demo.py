@@ -17,9 +17,9 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from functions.cli import main
-from functions.demo.carrier import CarrierCall
 from functions.demo.sql_console import SqlConsole
 from functions.demo.verdict import Reply, Verdict, judge
+from functions.dialer.simulated_carrier import CarrierCall
 
 from ..support.database import TestDatabase
 

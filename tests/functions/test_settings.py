@@ -88,6 +88,11 @@ def test_empty_means_not_set(name: str) -> None:
             for name in ("PORT", "LASTCALL_POOL_SIZE", "LASTCALL_POOL_TIMEOUT_MS", "LASTCALL_MAX_BODY_BYTES")
             for value in ("x", "-1", "1.5", "1e3", " 5", "0x10", "²", "9" * 20)
         ),
+        ({**POSTGRES, "LASTCALL_CARRIER": "pigeon"}, "LASTCALL_CARRIER must be one of simulator, ultravox"),
+        ({**POSTGRES, "LASTCALL_CARRIER": "ultravox"}, "the carrier ultravox needs ULTRAVOX_API_KEY"),
+        ({**POSTGRES, "LASTCALL_CARRIER": "simulator"}, "the carrier simulator needs CARRIER_URL"),
+        ({**POSTGRES, "CARRIER_URL": "carrier.example"}, r"CARRIER_URL must be an http\(s\) URL"),
+        ({**POSTGRES, "LASTCALL_RECONCILE_AFTER_S": "19"}, "LASTCALL_RECONCILE_AFTER_S must be at least twice"),
         ({**POSTGRES, "LASTCALL_POOL_SIZE": "0"}, "LASTCALL_POOL_SIZE must be a whole number from 1"),
         ({**POSTGRES, "LASTCALL_STATEMENT_TIMEOUT_MS": "0"}, "LASTCALL_STATEMENT_TIMEOUT_MS must be"),
     ],
@@ -96,6 +101,12 @@ def test_empty_means_not_set(name: str) -> None:
 def test_what_does_not_describe_a_service_is_refused_with_what_to_set(env: dict[str, str], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         Settings.from_env(env)
+
+
+def test_a_dialer_verifies_nobodys_tokens() -> None:
+    env = {"DATABASE_URL": "postgresql://db", "LASTCALL_CARRIER": "ultravox", "ULTRAVOX_API_KEY": "a.b"}
+    settings = Settings.from_env(env, serving=False)
+    assert (settings.carrier, settings.ultravox_api_key, settings.carrier_url) == ("ultravox", "a.b", None)
 
 
 def test_a_secret_of_32_bytes_may_have_fewer_characters() -> None:

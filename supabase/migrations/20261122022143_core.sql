@@ -329,6 +329,7 @@ create table public.calls (
   duration_seconds integer,
   outcome          text,
   carrier_call_id  text,
+  checked_at       timestamptz,
   primary key (agency_id, batch_id, id),
   -- None to the contact: deleting a batch of a million would look for each contact's calls.
   foreign key (agency_id, batch_id) references public.call_batches (agency_id, id) on delete cascade
@@ -344,6 +345,7 @@ create index calls_carrier on public.calls (carrier_call_id, agency_id) where ca
 
 comment on table public.calls is 'One attempt at a contact; while queued, the lease of a dialer.';
 comment on column public.calls.carrier_call_id is 'The carrier''s id of the call.';
+comment on column public.calls.checked_at is 'When list_open_calls last gave the call, to ask the carrier about.';
 
 -- file: schema/batch_events.sql
 -- The audit trail: who did what to a batch, written in the transaction that did it.
@@ -3427,7 +3429,10 @@ create type public.claimed_contact as (
   agent_mapping_id uuid,
   attempt          smallint,
   custom_data      jsonb,     -- with first_name, last_name, email, company and title, where known
-  lease_expires_at timestamptz
+  lease_expires_at timestamptz,
+  ultravox_agent_id    text,  -- of the batch's agent, as the next two; null: the batch has none
+  max_duration_seconds integer,
+  recording_enabled    boolean
 );
 
 -- Claim the next contacts of one batch under a lease of p_lease_seconds, at most
@@ -3448,6 +3453,7 @@ set enable_seqscan = off
 as $$
 declare
   v_batch       public.call_batches;
+  v_agent       public.agent_mappings;
   v_now         timestamptz;
   v_expires_at  timestamptz;
   v_call_ids    constant regclass := pg_get_serial_sequence('public.calls', 'id')::regclass;
@@ -3492,6 +3498,9 @@ begin
   if v_limit = 0 then
     return;
   end if;
+  select a.* into v_agent
+    from public.agent_mappings a
+   where a.agency_id = p_agency_id and a.id = v_batch.agent_mapping_id;
   v_opens_at := private.next_calling_time(
     v_batch.calling_start, v_batch.calling_end, v_batch.allowed_days, v_batch.timezone, v_now);
 
@@ -3545,7 +3554,8 @@ begin
                          from public.contact_data d
                         where d.agency_id = p_agency_id and d.batch_id = p_batch_id
                           and d.contact_id = n.id), '{}'),
-             v_expires_at
+             v_expires_at,
+             v_agent.ultravox_agent_id, v_agent.max_duration_seconds, v_agent.recording_enabled
         from numbered n
        order by n.call_id;
   end loop;
@@ -3918,9 +3928,11 @@ comment on function public.confirm_call(uuid, jsonb) is 'Note that the carrier h
 -- file: dialer/finish_call.sql
 -- Record the results of calls of one batch, in a group: one change of the batch's counters.
 -- p_results: a JSON array of objects with call_id, status (completed, failed or unknown) and,
--- where known, outcome, duration_seconds, carrier_call_id, notes. A failed call with attempts left
+-- where known, outcome, duration_seconds, carrier_call_id, notes, counted. A failed call with attempts left
 -- puts its contact back, due after the batch's retry delay, unless its outcome is not one to try
 -- again after, or the batch is over (cancelled, or ended early): then the contact is failed.
+-- A failed call with counted false was no attempt, since the carrier took no calls: the contact keeps the
+-- attempts it had and, unless the batch is over, goes back whatever the outcome.
 -- A call is unknown when nobody could tell whether the carrier got it. It stays in progress until the carrier
 -- tells its end or that there was no such call; it is never placed again before.
 -- A result for a call that is not in progress (told twice, never started) changes nothing.
@@ -3953,8 +3965,9 @@ begin
            or r.result ->> 'call_id' !~ '^[0-9]{1,18}$'
            or jsonb_typeof(r.result -> 'status') is distinct from 'string'
            or r.result ->> 'status' not in ('completed', 'failed', 'unknown')
-           or jsonb_typeof(r.result -> 'duration_seconds') not in ('number', 'null')) then
-    raise sqlstate 'PT400' using message = 'results must be an array of objects with a call_id, a status completed, failed or unknown, and numbers as durations',
+           or jsonb_typeof(r.result -> 'duration_seconds') not in ('number', 'null')
+           or jsonb_typeof(r.result -> 'counted') not in ('boolean', 'null')) then
+    raise sqlstate 'PT400' using message = 'results must be an array of objects with a call_id, a status completed, failed or unknown, numbers as durations, and counted true or false',
       detail = '{"code": "results_invalid"}';
   end if;
 
@@ -3963,11 +3976,12 @@ begin
   v_retry_at := v_now + make_interval(secs => v_batch.retry_delay_seconds);
   for v_result in
     select r.call_id, r.status, r.outcome, r.carrier_call_id, r.notes,
+           r.status = 'failed' and not coalesce(r.counted, true) as is_no_attempt,
            case when r.duration_seconds is not null
              then least(greatest(round(r.duration_seconds), 0), 2147483647)::integer end as duration_seconds
       from jsonb_to_recordset(p_results) as r (
         call_id bigint, status public.call_status, outcome text, duration_seconds numeric,
-        carrier_call_id text, notes text)
+        carrier_call_id text, notes text, counted boolean)
   loop
     update public.calls c
        set status = v_result.status,
@@ -3984,8 +3998,10 @@ begin
     continue when v_result.status = 'unknown';
 
     select case when v_result.status = 'completed' then 'completed'
-                when c.attempts < c.max_attempts and v_batch.status <> 'cancelled' and not v_batch.skip_remaining
-                 and (v_batch.retry_outcomes is null or v_result.outcome = any (v_batch.retry_outcomes))
+                when v_batch.status <> 'cancelled' and not v_batch.skip_remaining
+                 and (v_result.is_no_attempt
+                      or c.attempts < c.max_attempts
+                     and (v_batch.retry_outcomes is null or v_result.outcome = any (v_batch.retry_outcomes)))
                   then 'scheduled'
                 else 'failed' end::public.contact_status
       into v_contact
@@ -3993,6 +4009,7 @@ begin
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_call.contact_id;
     update public.campaign_contacts c
        set status = v_contact,
+           attempts = c.attempts - v_result.is_no_attempt::integer,
            due_at = case when v_contact = 'scheduled' then v_retry_at end,
            completed_at = case when v_contact <> 'scheduled' then v_now end,
            outcome = v_result.outcome,
@@ -5290,3 +5307,127 @@ $$;
 revoke execute on function public.purge_webhook_queue(interval, integer) from public, anon, authenticated;
 grant  execute on function public.purge_webhook_queue(interval, integer) to service_role, lastcall_admin;
 comment on function public.purge_webhook_queue(interval, integer) is 'Throw away webhook events that are done with.';
+
+-- file: dialer/next_claim_in.sql
+-- In how many seconds something may be claimable: 0 at once, null as long as no call ends and no batch
+-- starts. At 0 a claim still gets nothing while others hold the batches: then wait a little. Seconds, and no
+-- time, since the dialer's clock need not be the database's.
+-- Raises PT401, PT403 (not a service or console).
+create or replace function private.next_claim_in()
+returns double precision
+language plpgsql stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz := clock_timestamp();
+begin
+  perform private.require_service();
+  return (
+    select greatest(extract(epoch from b.next_claim_at - v_now)::double precision, 0)
+      from public.call_batches b
+     where b.status = 'processing' and b.next_claim_at is not null
+       and (b.max_concurrent is null or b.queued + b.in_progress < b.max_concurrent)
+     order by b.next_claim_at
+     limit 1);
+end;
+$$;
+
+revoke execute on function private.next_claim_in() from public;
+grant  execute on function private.next_claim_in() to service_role, lastcall_admin;
+comment on function private.next_claim_in() is 'public.next_claim_in.';
+
+create or replace function public.next_claim_in()
+returns double precision
+language sql stable
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.next_claim_in()
+$$;
+
+revoke execute on function public.next_claim_in() from public, anon, authenticated;
+grant  execute on function public.next_claim_in() to service_role, lastcall_admin;
+comment on function public.next_claim_in() is 'In how many seconds something may be claimable.';
+
+-- file: dialer/list_open_calls.sql
+create type public.open_call as (
+  agency_id       uuid,
+  batch_id        uuid,
+  call_id         bigint,
+  contact_id      bigint,
+  status          public.call_status,
+  carrier_call_id text,
+  age_seconds     double precision   -- since start_call let it through
+);
+
+-- The calls to ask the carrier about: those that are unknown, and those in progress for longer than
+-- older_than_seconds or than their agent lets a call last. A call that was given is not given again for
+-- older_than_seconds, and those not asked about for the longest come first: every call has its turn, and two
+-- who ask at once get different ones.
+-- Reads the open calls alone, of all batches, whatever became of the batch. Takes no batch, since it changes
+-- nothing of what a batch's row guards, and waits for nobody.
+-- older_than_seconds: 1 to 86400. max_calls: 1 to 1000.
+-- Raises PT401, PT403 (not a service or console), PT400 (a number out of range).
+create or replace function private.list_open_calls(p_older_than_seconds integer, p_max_calls integer)
+returns setof public.open_call
+language plpgsql volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+declare
+  v_now        timestamptz := clock_timestamp();
+  v_older_than interval;
+  v_call       public.calls;
+begin
+  perform private.require_service();
+  if p_older_than_seconds is null or p_older_than_seconds not between 1 and 86400
+     or p_max_calls is null or p_max_calls not between 1 and 1000 then
+    raise sqlstate 'PT400' using message = 'older_than_seconds must be 1 to 86400 and max_calls 1 to 1000',
+      detail = '{"code": "open_calls_out_of_range"}';
+  end if;
+  v_older_than := make_interval(secs => p_older_than_seconds);
+
+  for v_call in
+    select c.*
+      from public.calls c
+     where c.status in ('in_progress', 'unknown')
+       and (c.checked_at is null or c.checked_at <= v_now - v_older_than)
+       and (c.status = 'unknown'
+            or c.started_at <= v_now - v_older_than
+            or c.started_at <= v_now - (
+              select make_interval(secs => a.max_duration_seconds)
+                from public.call_batches b
+                join public.agent_mappings a on a.agency_id = b.agency_id and a.id = b.agent_mapping_id
+               where b.agency_id = c.agency_id and b.id = c.batch_id))
+     order by coalesce(c.checked_at, c.started_at)
+     limit p_max_calls
+       for no key update skip locked
+  loop
+    update public.calls c
+       set checked_at = v_now
+     where c.agency_id = v_call.agency_id and c.batch_id = v_call.batch_id and c.id = v_call.id;
+    return next (v_call.agency_id, v_call.batch_id, v_call.id, v_call.contact_id, v_call.status,
+                 v_call.carrier_call_id, extract(epoch from v_now - v_call.started_at))::public.open_call;
+  end loop;
+end;
+$$;
+
+revoke execute on function private.list_open_calls(integer, integer) from public;
+grant  execute on function private.list_open_calls(integer, integer) to service_role, lastcall_admin;
+comment on function private.list_open_calls(integer, integer) is 'public.list_open_calls.';
+
+create or replace function public.list_open_calls(older_than_seconds integer default 300, max_calls integer default 20)
+returns setof public.open_call
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select * from private.list_open_calls(older_than_seconds, max_calls)
+$$;
+
+revoke execute on function public.list_open_calls(integer, integer) from public, anon, authenticated;
+grant  execute on function public.list_open_calls(integer, integer) to service_role, lastcall_admin;
+comment on function public.list_open_calls(integer, integer) is 'The calls to ask the carrier about, each in its turn.';

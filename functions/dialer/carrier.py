@@ -1,0 +1,151 @@
+"""What a carrier is to the dialer. Adding one is a module beside this one with `connect(settings)`, named
+like the value of LASTCALL_CARRIER, and its line in the settings' CARRIERS."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Literal, Protocol
+from uuid import UUID
+
+import httpx2
+import msgspec
+
+from .._shared.settings import Settings
+
+# Shorter than the servers' own: on a connection that is being closed meanwhile, nobody can tell what became
+# of a request.
+_KEEP_IDLE_S = 2.0
+_RETRY_AFTER_S = 1.0
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """A call to place, as claim_contacts tells it."""
+
+    batch_id: UUID
+    call_id: int
+    contact_id: int
+    phone_number: str
+    from_number: str | None
+    ultravox_agent_id: str | None
+    max_duration_seconds: int | None
+    recording_enabled: bool | None
+    custom_data: dict[str, Any]
+
+
+class OpenCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that was let through some time ago, as list_open_calls tells it."""
+
+    batch_id: UUID
+    call_id: int
+    status: str
+    carrier_call_id: str | None
+    age_seconds: float
+
+
+class GoingOn(msgspec.Struct, frozen=True):
+    """The carrier has the call, and will tell its end."""
+
+    carrier_call_id: str
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """The call is over."""
+
+    status: Literal["completed", "failed"]
+    outcome: str
+    carrier_call_id: str
+    duration_seconds: float = 0
+    notes: str | None = None
+
+
+class CallRefusedError(Exception):
+    """Surely not placed, and no use in saying the same again: something is wrong with this call."""
+
+
+class CarrierUnavailableError(Exception):
+    """Surely not placed, and nothing is wrong with the call: the carrier takes none now."""
+
+    def __init__(self, message: str, retry_after_s: float = _RETRY_AFTER_S) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class CallUnclearError(Exception):
+    """Nobody can tell whether the carrier has it: the request may have arrived."""
+
+
+class Carrier(Protocol):
+    """Who places calls."""
+
+    async def place(self, call: Call) -> GoingOn | Ended:
+        """Place a call. Raises CallRefusedError and CarrierUnavailableError: surely not placed; CallUnclearError."""
+
+    async def find(self, call: OpenCall) -> GoingOn | Ended | None:
+        """What the carrier knows of a call; None: it has no such call. Raises CarrierUnavailableError and
+        CallUnclearError: it does not say; CallRefusedError: it will not."""
+
+    async def aclose(self) -> None:
+        """Let the connections go."""
+
+
+def connect_carrier(settings: Settings) -> Carrier:
+    """The carrier of the settings, which must name one; connects when first used."""
+    carrier: Carrier = importlib.import_module(f".{settings.carrier}", __package__).connect(settings)
+    return carrier
+
+
+class CarrierHttp:
+    """A carrier's HTTP API, whose failures are told apart by whether a call may have been placed.
+    proxies: whether those of the environment are used."""
+
+    def __init__(
+        self, url: str, settings: Settings, headers: dict[str, str] | None = None, *, proxies: bool = True
+    ) -> None:
+        connections = settings.dial_concurrency
+        self._client = httpx2.AsyncClient(
+            base_url=url,
+            headers=headers,
+            timeout=settings.carrier_timeout_s,
+            trust_env=proxies,
+            limits=httpx2.Limits(
+                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEEP_IDLE_S
+            ),
+        )
+
+    async def send(self, method: str, path: str, **request: Any) -> httpx2.Response:
+        """The response, if it is a success or a 404. Raises CallRefusedError, CarrierUnavailableError and
+        CallUnclearError."""
+        try:
+            response = await self._client.request(method, path, **request)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+            raise CarrierUnavailableError(f"no connection to the carrier: {type(error).__name__}") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise CallUnclearError(f"no answer from the carrier: {type(error).__name__}") from error
+        status = response.status_code
+        if response.is_success or status == 404:
+            return response
+        told = f"the carrier answered {status}"
+        if status == 429:
+            raise CarrierUnavailableError(told, _retry_after(response))
+        if status in (401, 402):
+            raise CarrierUnavailableError(told)
+        # Of a request that took too long, and of anything that is no answer to it, nothing is known.
+        if status == 408 or not response.is_client_error:
+            raise CallUnclearError(told)
+        raise CallRefusedError(told)
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+
+def read(response: httpx2.Response, type_: type[Any]) -> Any:
+    """The body of a carrier's answer as type_. Raises CallUnclearError: it cannot be made out."""
+    try:
+        return msgspec.json.decode(response.content, type=type_)
+    except msgspec.DecodeError as error:
+        raise CallUnclearError("the carrier's answer cannot be made out") from error
+
+
+def _retry_after(response: httpx2.Response) -> float:
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isascii() and value.isdigit() else _RETRY_AFTER_S

@@ -1,0 +1,366 @@
+"""The dialer: it claims contacts in groups, passes start_call as the last step before the carrier, places
+what start_call returned and nothing else, and records what became of each call, in groups.
+
+It never looks whether a batch was cancelled or stopped: start_call does. What it cannot know it does not
+guess: a call that the carrier may or may not have is unknown until the carrier tells (reconcile).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import msgspec
+
+from .._shared.auth import service
+from .._shared.database import Database
+from .._shared.errors import FunctionError
+from .._shared.log import logger
+from .._shared.settings import Settings
+from .carrier import (
+    Call,
+    CallRefusedError,
+    CallUnclearError,
+    Carrier,
+    CarrierUnavailableError,
+    Ended,
+    GoingOn,
+    OpenCall,
+)
+
+GROUP = 50
+"""Most contacts claimed at a time."""
+LEASE_S = 30
+"""Seconds from a claim in which start_call must come."""
+GATHER_S = 0.03
+"""Seconds in which results come together before they are recorded, and free places before they are filled."""
+TICK_S = 1.0
+"""Seconds between two runs of process_batches and release_expired_leases, and until the next look for what carriers
+reported when there was nothing."""
+LOOK_UP = 20
+"""Calls that the carrier is asked about at a time."""
+MAX_HOLD_S = 60.0
+"""Most seconds for which a carrier that takes no calls is left alone."""
+RECORD_WITHIN_S = 5.0
+"""Seconds in which what is known must be recorded when the dialer ends."""
+
+
+class Round(msgspec.Struct):
+    """What a dialer did."""
+
+    batches_processed: int = 0
+    """Batches that contacts were claimed of."""
+    calls_initiated: int = 0
+    """Calls that the carrier took."""
+    calls_failed: int = 0
+    """Calls that it did not take, or did not say."""
+
+    def reply(self) -> dict[str, Any]:
+        """As calls-batch-process answers."""
+        if self.batches_processed == 0:
+            return {"processed": 0, "message": "No batches to process"}
+        return msgspec.structs.asdict(self)
+
+
+class Dialer:
+    """Dials whatever batch there is."""
+
+    def __init__(self, database: Database, carrier: Carrier, settings: Settings) -> None:
+        self._database = database
+        self._carrier = carrier
+        self._settings = settings
+        self._service = service(settings)
+        self._round = Round()
+        self._batches: set[str] = set()
+        self._placements: set[asyncio.Task[None]] = set()
+        self._records: asyncio.Queue[tuple[str, str, dict[str, Any]]] = asyncio.Queue()
+        self._wake = asyncio.Event()
+        """Set when there may be something to do at once: batches started, places free, stop."""
+        self._stop: asyncio.Event | None = None
+        """When running as a service: set when it is to end. None: in a bounded run."""
+        self._held_until = 0.0
+        """Until then, by the monotonic clock, the carrier takes no calls."""
+        self._hold_s = 0.0
+        self._window = settings.dial_concurrency
+        """Most requests to the carrier at a time, fewer after it took none."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Dial until stop is set; then claim nothing more, let the requests in flight finish, and record
+        them. Waits while the database or the carrier is away. Raises what the database refuses: the dialer
+        has no business to go on then."""
+        self._stop = stop
+        try:
+            async with self._recording(), asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._claim_until_stopped())
+                tasks.create_task(self._tick_until_stopped())
+                tasks.create_task(self._apply_webhooks_until_stopped())
+                tasks.create_task(self._reconcile_until_stopped())
+                await stop.wait()
+                self._wake.set()
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def run_once(self, max_calls: int, deadline_s: float) -> Round:
+        """Dial at most max_calls, claiming for at most deadline_s; then ask the carrier about some calls whose
+        end is not known. Raises 503 when the database is away."""
+        end_at = time.monotonic() + deadline_s
+        async with self._recording():
+            await self._move_along()
+            left = max_calls
+            while left > 0 and time.monotonic() < end_at and (places := await self._places()):
+                claimed = await self._dial(min(left, places))
+                if claimed == 0:
+                    break
+                left -= claimed
+            await self._reconcile()
+        return self._round
+
+    # Claim, start, place.
+
+    async def _claim_until_stopped(self) -> None:
+        assert self._stop is not None
+        misses = 0
+        while not self._stop.is_set():
+            self._wake.clear()
+            if (held_s := self._held_until - time.monotonic()) > 0:
+                await self._sleep(held_s)
+            elif (places := await self._places()) and not self._stop.is_set() and await self._dial(places):
+                misses = 0
+            else:
+                due = await self._call("next_claim_in")
+                due_in_s = TICK_S if not due or due[0] is None else due[0]
+                if due_in_s == 0:
+                    # Others hold the batches that have something: less and less often, and not in step with them.
+                    misses += 1
+                    due_in_s = min(0.01 * 2 ** min(misses, 10), TICK_S) * random.uniform(0.5, 1)  # noqa: S311
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), min(due_in_s, TICK_S))
+
+    async def _places(self) -> int:
+        """Wait for free places, and then a moment for more of them: how many contacts to claim. 0: the
+        carrier takes no calls."""
+        while len(self._placements) >= self._window:
+            await asyncio.wait(self._placements, return_when=asyncio.FIRST_COMPLETED)
+        if len(self._placements) > self._window - GROUP and self._placements:
+            await asyncio.sleep(GATHER_S)
+        if time.monotonic() < self._held_until:
+            return 0
+        return max(min(self._window - len(self._placements), GROUP), 0)
+
+    async def _dial(self, most: int) -> int:
+        """Claim a group, and place what of it may be placed. Returns how many were claimed."""
+        claimed = await self._call("claim_contacts", max_contacts=most, lease_seconds=LEASE_S)
+        if not claimed:
+            return 0
+        batch_id = claimed[0]["batch_id"]
+        self._batches.add(batch_id)
+        self._round.batches_processed = len(self._batches)
+        calls = {call.call_id: call for call in msgspec.convert(claimed, list[Call])}
+        try:
+            # Never again when its answer was lost: it tells each call once.
+            passed = await self._database.call(
+                self._service, "start_call", {"batch_id": batch_id, "call_ids": list(calls)}
+            )
+        except FunctionError as error:
+            logger.warning("start_call failed", extra={"fields": {"batch_id": batch_id, "code": error.code}})
+            for call in calls.values():  # whichever of them passed, they were not placed
+                self._record_failure(call, "not_placed", counted=False)
+            if error.status != 404:  # the batch was deleted meanwhile
+                await self._let_recover(error)
+            return len(claimed)
+        started_at = time.monotonic()
+        for call_id in passed:
+            placement = asyncio.create_task(self._place(calls[call_id], started_at))
+            self._placements.add(placement)
+            placement.add_done_callback(self._placements.discard)
+        return len(claimed)
+
+    async def _place(self, call: Call, started_at: float) -> None:
+        batch_id = str(call.batch_id)
+        latest = started_at + self._settings.reconcile_after_s - self._settings.carrier_timeout_s
+        if time.monotonic() > latest:
+            # This process stood still for so long that another may have given the call back by now.
+            self._record_failure(call, "not_placed", counted=False)
+            return
+        try:
+            answer = await self._carrier.place(call)
+        except CarrierUnavailableError as error:
+            self._hold(error)
+            self._record_failure(call, "carrier_unavailable", counted=False)
+        except CallRefusedError as error:
+            logger.warning("call refused", extra={"fields": {"call_id": call.call_id, "reason": str(error)}})
+            self._record_failure(call, "carrier_refused", counted=True)
+        except Exception as error:  # whatever it is, it does not say that the carrier has no such call
+            level = logger.warning if isinstance(error, CallUnclearError) else logger.exception
+            level("call unclear", extra={"fields": {"call_id": call.call_id, "reason": str(error)}})
+            self._round.calls_failed += 1
+            self._record("finish_call", batch_id, {"call_id": call.call_id, "status": "unknown"})
+        else:
+            self._round.calls_initiated += 1
+            self._hold_s = 0.0
+            self._window = min(2 * self._window, self._settings.dial_concurrency)
+            self._record_answer(batch_id, call.call_id, answer)
+
+    def _hold(self, error: CarrierUnavailableError) -> None:
+        """Leave the carrier alone for a while, longer each time, and begin with a single call then."""
+        now = time.monotonic()
+        if now >= self._held_until:
+            self._hold_s = min(max(2 * self._hold_s, error.retry_after_s), MAX_HOLD_S)
+            logger.warning("carrier unavailable", extra={"fields": {"reason": str(error), "hold_s": self._hold_s}})
+        self._held_until = max(self._held_until, now + max(self._hold_s, error.retry_after_s))
+        self._window = 1
+
+    # Record what became of calls.
+
+    def _record(self, procedure: str, batch_id: str, result: dict[str, Any]) -> None:
+        self._records.put_nowait((procedure, batch_id, result))
+
+    def _record_answer(self, batch_id: str, call_id: int, answer: GoingOn | Ended) -> None:
+        procedure = "confirm_call" if isinstance(answer, GoingOn) else "finish_call"
+        self._record(procedure, batch_id, {"call_id": call_id, **msgspec.structs.asdict(answer)})
+
+    def _record_failure(self, call: Call, outcome: str, *, counted: bool) -> None:
+        self._round.calls_failed += 1
+        failure = {"call_id": call.call_id, "status": "failed", "outcome": outcome, "counted": counted}
+        self._record("finish_call", str(call.batch_id), failure)
+
+    @asynccontextmanager
+    async def _recording(self) -> AsyncIterator[None]:
+        """Record what becomes of calls; at the end, let the requests in flight finish, and record them too."""
+        recorder = asyncio.create_task(self._record_groups())
+        try:
+            yield
+        finally:
+            if self._placements:
+                await asyncio.wait(self._placements, timeout=self._settings.carrier_timeout_s + GATHER_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._records.join(), RECORD_WITHIN_S)
+            left = [recorder, *self._placements]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    async def _record_groups(self) -> None:
+        while True:
+            records = [await self._records.get()]
+            await asyncio.sleep(GATHER_S)
+            while not self._records.empty():
+                records.append(self._records.get_nowait())
+            groups = defaultdict(list)
+            for procedure, batch_id, result in records:
+                groups[procedure, batch_id].append(result)
+            for (procedure, batch_id), results in groups.items():
+                await self._record_group(procedure, batch_id, results)
+            for _ in records:
+                self._records.task_done()
+            if any(procedure == "finish_call" for procedure, _ in groups):
+                self._wake.set()
+
+    async def _record_group(self, procedure: str, batch_id: str, results: list[dict[str, Any]]) -> None:
+        name = "confirmed" if procedure == "confirm_call" else "results"
+        while True:
+            try:
+                await self._database.call(self._service, procedure, {"batch_id": batch_id, name: results})
+            except FunctionError as error:
+                if error.status != 503:
+                    # It will not be told otherwise; what is left open the carrier is asked about later.
+                    fields = {"procedure": procedure, "batch_id": batch_id, "code": error.code}
+                    logger.error("results refused", extra={"fields": fields})
+                    return
+                await asyncio.sleep(_retry_after(error))
+            except Exception:
+                logger.exception("results not recorded", extra={"fields": {"batch_id": batch_id}})
+                await asyncio.sleep(TICK_S)
+            else:
+                return
+
+    # Keep things moving.
+
+    async def _tick_until_stopped(self) -> None:
+        assert self._stop is not None
+        while not self._stop.is_set():
+            await self._move_along()
+            self._wake.set()
+            await self._sleep(TICK_S)
+
+    async def _apply_webhooks_until_stopped(self) -> None:
+        assert self._stop is not None
+        while not self._stop.is_set():
+            (done, *_) = await self._call("process_webhook_queue") or [{"processed": 0}]
+            if done["processed"]:
+                self._wake.set()  # calls that ended have left their places
+            else:
+                await self._sleep(TICK_S)
+
+    async def _move_along(self) -> None:
+        await self._call("release_expired_leases")
+        await self._call("process_batches")
+
+    async def _reconcile_until_stopped(self) -> None:
+        assert self._stop is not None
+        while not self._stop.is_set():
+            while await self._reconcile() == LOOK_UP and not self._stop.is_set():
+                pass
+            await self._sleep(self._settings.reconcile_every_s)
+
+    async def _reconcile(self) -> int:
+        """Ask the carrier about some calls whose end is not known. Returns how many."""
+        if time.monotonic() < self._held_until:
+            return 0
+        listed = await self._call(
+            "list_open_calls", older_than_seconds=self._settings.reconcile_after_s, max_calls=LOOK_UP
+        )
+        await asyncio.gather(*(self._look_up(call) for call in msgspec.convert(listed, list[OpenCall])))
+        return len(listed)
+
+    async def _look_up(self, call: OpenCall) -> None:
+        batch_id = str(call.batch_id)
+        try:
+            found = await self._carrier.find(call)
+        except CarrierUnavailableError as error:
+            self._hold(error)
+        except Exception as error:  # as in _place: it says nothing of the call
+            level = logger.warning if isinstance(error, (CallRefusedError, CallUnclearError)) else logger.exception
+            level("call not looked up", extra={"fields": {"call_id": call.call_id, "reason": str(error)}})
+        else:
+            if isinstance(found, GoingOn) and call.status == "in_progress" and call.carrier_call_id is not None:
+                return  # as known
+            if found is not None:
+                self._record_answer(batch_id, call.call_id, found)
+            elif call.age_seconds >= self._settings.reconcile_after_s:
+                # What the carrier once had and has no more was placed: nobody is called again because of it.
+                status, outcome = ("failed", "not_placed") if call.carrier_call_id is None else ("completed", "lost")
+                self._record("finish_call", batch_id, {"call_id": call.call_id, "status": status, "outcome": outcome})
+
+    # What these have in common.
+
+    async def _call(self, procedure: str, **arguments: Any) -> list[Any]:
+        while True:
+            try:
+                return await self._database.call(self._service, procedure, arguments)
+            except FunctionError as error:
+                await self._let_recover(error)
+                if self._stop is None or self._stop.is_set():
+                    return []
+
+    async def _let_recover(self, error: FunctionError) -> None:
+        """Wait while the database is away, as a service. Raises the error otherwise."""
+        if error.status != 503 or self._stop is None:
+            raise error
+        logger.warning("database away", extra={"fields": {"code": error.code}})
+        await self._sleep(_retry_after(error))
+
+    async def _sleep(self, seconds: float) -> None:
+        """Until stop is set, at most."""
+        assert self._stop is not None
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
+
+
+def _retry_after(error: FunctionError) -> float:
+    return float(error.headers.get("Retry-After", TICK_S))

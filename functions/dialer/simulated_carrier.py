@@ -1,0 +1,260 @@
+"""A simulated voice carrier: a process of its own that speaks HTTP, knows nothing of batches' states or of
+the database, and keeps its own record of every call that reached it, as a witness.
+
+    python -m functions.dialer.simulated_carrier --webhook-url http://... --webhook-secret whsec_...
+
+POST /calls  {"batch_id", "call_id", "contact_id", "to"}: 201 at once, and the result by webhook; or 200 when
+             the call has ended, with its result (--answer-at-end)
+GET  /calls/{batch_id}/{call_id}  what became of it, or 404
+GET  /calls  the record
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx2
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+_WEBHOOK_TRIES = 5
+_END_REASONS = {"in_progress": None, "completed": "hangup", "failed": "unjoined"}
+_SECRET_PREFIX = "whsec_"  # noqa: S105 - what such secrets begin with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behaviour:
+    """How the carrier behaves. Shares are of all calls, 0 to 1; the same seed and calls give the same story."""
+
+    seed: int = 0
+    ring_s: tuple[float, float] = (0.05, 0.3)
+    talk_s: tuple[float, float] = (0.5, 3.0)
+    unanswered: float = 0.15
+    """Share that ends without a conversation."""
+    refused: float = 0.0
+    """Share that is answered 422 and never placed."""
+    hanging: float = 0.0
+    """Share that is placed, without an answer to the request."""
+    answer_at_end: bool = False
+    """Answer when the call has ended, with its result, instead of at once."""
+    max_calls: int | None = None
+    """Most calls that go on at a time; more are answered 429."""
+    webhook_url: str | None = None
+    webhook_secret: str | None = None
+    """As Standard Webhooks has it: whsec_ and base64."""
+    repeated: float = 0.0
+    """Share of the webhooks that are sent twice."""
+    late: float = 0.0
+    """Share of the webhooks that are sent late, hence out of order."""
+    late_s: float = 2.0
+
+
+@dataclass
+class CarrierCall:
+    """A call as the carrier saw it."""
+
+    call_id: int
+    batch_id: str
+    arrived_at: float
+    """When the request was here: seconds of the machine's monotonic clock, which all processes share."""
+    arrived_at_utc: str
+    ended_at: float | None = None
+    """When the call was over, by the same clock; None: it goes on."""
+    contact_id: int = 0
+    to: str = ""
+    carrier_call_id: str = ""
+    status: str = "in_progress"
+    outcome: str | None = None
+    duration_seconds: float | None = None
+    joined_at_utc: str | None = None
+    ended_at_utc: str | None = None
+
+
+class SimulatedCarrier:
+    """Calls, and the record of them."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._behaviour = behaviour
+        self.record: list[CarrierCall] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._http: httpx2.AsyncClient | None = None
+
+    @asynccontextmanager
+    async def running(self, _app: Starlette) -> AsyncIterator[None]:
+        async with httpx2.AsyncClient(timeout=10, trust_env=False) as self._http:
+            yield
+            for task in self._tasks:
+                task.cancel()
+
+    async def place(self, request: Request) -> Response:
+        arrived_at, now = time.monotonic(), datetime.now(UTC)
+        body = await request.json()
+        behaviour = self._behaviour
+        chance = random.Random(f"{behaviour.seed}/{body['call_id']}")  # noqa: S311 - the same story every time
+        fate = chance.random()
+        going_on = sum(call.ended_at is None for call in self.record)
+        if behaviour.max_calls is not None and going_on >= behaviour.max_calls:
+            return JSONResponse({"error": "too many calls"}, 429, {"Retry-After": "1"})
+        if fate < behaviour.refused:
+            return JSONResponse({"error": "refused"}, 422)
+        call = CarrierCall(
+            call_id=body["call_id"],
+            batch_id=body["batch_id"],
+            arrived_at=arrived_at,
+            arrived_at_utc=now.isoformat(),
+            contact_id=body.get("contact_id", 0),
+            to=body.get("to", ""),
+            carrier_call_id=f"simulated-{len(self.record) + 1}",
+        )
+        self.record.append(call)
+        ended = self._start(self._live(call, chance))
+        if fate > 1 - behaviour.hanging:
+            await request.receive()  # until the dialer gives up
+        if behaviour.answer_at_end:
+            await ended
+        return JSONResponse(asdict(call), 200 if behaviour.answer_at_end else 201)
+
+    async def show(self, request: Request) -> Response:
+        wanted = (request.path_params["batch_id"], request.path_params["call_id"])
+        found = [call for call in self.record if (call.batch_id, call.call_id) == wanted]
+        return JSONResponse(asdict(found[0])) if found else JSONResponse({"error": "no such call"}, 404)
+
+    async def show_record(self, _request: Request) -> Response:
+        return JSONResponse([asdict(call) for call in self.record])
+
+    async def _live(self, call: CarrierCall, chance: random.Random) -> None:
+        behaviour = self._behaviour
+        self._tell("call.started", call, chance)
+        await asyncio.sleep(chance.uniform(*behaviour.ring_s))
+        joined = chance.random() >= behaviour.unanswered
+        talk_s = chance.uniform(*behaviour.talk_s) if joined else 0.0
+        if joined:
+            call.joined_at_utc = datetime.now(UTC).isoformat()
+            self._tell("call.joined", call, chance)
+        await asyncio.sleep(talk_s)
+        call.ended_at, call.ended_at_utc = time.monotonic(), datetime.now(UTC).isoformat()
+        call.status = "completed" if joined else "failed"
+        call.outcome = "answered" if joined else chance.choice(["busy", "no_answer"])
+        call.duration_seconds = round(talk_s, 1)
+        self._tell("call.ended", call, chance)
+
+    def _tell(self, event: str, call: CarrierCall, chance: random.Random) -> None:
+        behaviour = self._behaviour
+        if behaviour.webhook_url is None:
+            return
+        body = _event(event, call)
+        webhook_id = f"msg_{call.carrier_call_id}_{event}"
+        delay_s = behaviour.late_s * chance.random() if chance.random() < behaviour.late else 0.0
+        for _ in range(2 if chance.random() < behaviour.repeated else 1):
+            self._start(self._send(behaviour.webhook_url, webhook_id, body, delay_s))
+
+    async def _send(self, url: str, webhook_id: str, body: bytes, delay_s: float) -> None:
+        assert self._http is not None
+        for tried in range(_WEBHOOK_TRIES):
+            await asyncio.sleep(delay_s + tried)
+            headers = {"Content-Type": "application/json"}
+            if self._behaviour.webhook_secret is not None:
+                headers |= sign(self._behaviour.webhook_secret, webhook_id, int(time.time()), body)
+            try:
+                if (await self._http.post(url, content=body, headers=headers)).is_success:
+                    return
+            except httpx2.HTTPError:
+                pass  # tried again
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def sign(secret: str, webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The headers by which Standard Webhooks lets a receiver verify that body."""
+    key = base64.b64decode(secret.removeprefix(_SECRET_PREFIX))
+    signed = hmac.digest(key, f"{webhook_id}.{timestamp}.".encode() + body, hashlib.sha256)
+    return {
+        "webhook-id": webhook_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": f"v1,{base64.b64encode(signed).decode()}",
+    }
+
+
+def create_carrier(behaviour: Behaviour | None = None) -> Starlette:
+    """The carrier, with an empty record."""
+    carrier = SimulatedCarrier(behaviour or Behaviour())
+    return Starlette(
+        routes=[
+            Route("/calls", carrier.place, methods=["POST"]),
+            Route("/calls", carrier.show_record, methods=["GET"]),
+            Route("/calls/{batch_id}/{call_id:int}", carrier.show, methods=["GET"]),
+        ],
+        lifespan=carrier.running,
+    )
+
+
+def serve(behaviour: Behaviour | None = None, port: int = 0) -> None:
+    """Serve a carrier on the loopback until SIGTERM. Prints `ready http://...`. port 0: a free one."""
+    listening = socket.create_server(("127.0.0.1", port), backlog=1024)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    config = uvicorn.Config(create_carrier(behaviour), access_log=False, timeout_graceful_shutdown=1)
+    # It listens: whoever connects from now on waits for the server at most a moment.
+    print(f"ready http://127.0.0.1:{listening.getsockname()[1]}", flush=True)  # noqa: T201
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _event(event: str, call: CarrierCall) -> bytes:
+    """What the webhook of an event says, in the words of the carrier that is simulated."""
+    return json.dumps(
+        {
+            "event": event,
+            "call": {
+                "callId": call.carrier_call_id,
+                "created": call.arrived_at_utc,
+                "joined": call.joined_at_utc,
+                "ended": call.ended_at_utc,
+                "endReason": _END_REASONS[call.status],
+                "metadata": {
+                    "batch_id": call.batch_id,
+                    "contact_id": str(call.contact_id),
+                    "call_id": str(call.call_id),
+                },
+            },
+        }
+    ).encode()
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description="A simulated voice carrier, to try a dialer with.")
+    parser.add_argument("--port", type=int, default=0, help="default: a free one")
+    for option in fields(Behaviour):
+        name, default = f"--{option.name.replace('_', '-')}", option.default
+        if isinstance(default, bool):
+            parser.add_argument(name, action="store_true")
+        elif isinstance(default, tuple):
+            parser.add_argument(name, type=float, nargs=2, default=default, metavar=("FROM", "TO"))
+        elif default is None:
+            parser.add_argument(name, type=int if option.name == "max_calls" else str)
+        else:
+            parser.add_argument(name, type=type(default), default=default, help=f"default {default}")
+    options = vars(parser.parse_args())
+    serve(port=options.pop("port"), behaviour=Behaviour(**options))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,56 @@
+"""The simulated carrier (simulated_carrier.py), by its HTTP API."""
+
+from __future__ import annotations
+
+import msgspec
+
+from .._shared.settings import Settings
+from .carrier import Call, CallRefusedError, CarrierHttp, Ended, GoingOn, OpenCall, read
+
+
+class _State(msgspec.Struct):
+    carrier_call_id: str
+    status: str
+    outcome: str | None = None
+    duration_seconds: float | None = None
+
+
+class Simulator:
+    """A simulated carrier."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._http = CarrierHttp(settings.carrier_url or "", settings, proxies=False)
+
+    async def place(self, call: Call) -> GoingOn | Ended:
+        body = {
+            "batch_id": str(call.batch_id),
+            "call_id": call.call_id,
+            "contact_id": call.contact_id,
+            "to": call.phone_number,
+        }
+        response = await self._http.send("POST", "/calls", json=body)
+        if response.status_code == 404:
+            raise CallRefusedError("there is no simulated carrier at this address")
+        return _state(read(response, _State))
+
+    async def find(self, call: OpenCall) -> GoingOn | Ended | None:
+        response = await self._http.send("GET", f"/calls/{call.batch_id}/{call.call_id}")
+        return None if response.status_code == 404 else _state(read(response, _State))
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+
+def connect(settings: Settings) -> Simulator:
+    return Simulator(settings)
+
+
+def _state(state: _State) -> GoingOn | Ended:
+    if state.status == "in_progress":
+        return GoingOn(state.carrier_call_id)
+    return Ended(
+        status="completed" if state.status == "completed" else "failed",
+        outcome=state.outcome or "answered",
+        carrier_call_id=state.carrier_call_id,
+        duration_seconds=state.duration_seconds or 0,
+    )

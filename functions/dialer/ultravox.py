@@ -1,0 +1,95 @@
+"""Ultravox, by its public HTTP API: a call with one of its agents over Telnyx, found again by its metadata."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from urllib.parse import quote
+
+import msgspec
+
+from .._shared.settings import Settings
+from .carrier import Call, CallRefusedError, CarrierHttp, Ended, GoingOn, OpenCall, read
+
+_URL = "https://api.ultravox.ai"
+# Why calls end that the other side did not take part in, or not to the end.
+_FAILURES = ("connection_error", "system_error")
+
+
+class _Created(msgspec.Struct, rename="camel"):
+    call_id: str
+
+
+class _Call(msgspec.Struct, rename="camel"):
+    call_id: str
+    joined: datetime | None = None
+    ended: datetime | None = None
+    end_reason: str | None = None
+    short_summary: str | None = None
+
+
+class _Calls(msgspec.Struct):
+    results: list[_Call]
+
+
+class Ultravox:
+    """The account of an API key."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._http = CarrierHttp(
+            settings.carrier_url or _URL, settings, headers={"X-API-Key": settings.ultravox_api_key or ""}
+        )
+
+    async def place(self, call: Call) -> GoingOn:
+        if call.ultravox_agent_id is None or call.from_number is None:
+            raise CallRefusedError("the batch has no agent or no number to call from")
+        response = await self._http.send(
+            "POST",
+            f"/api/agents/{quote(call.ultravox_agent_id, safe='')}/calls",
+            json={
+                "medium": {"telnyx": {"outgoing": {"to": call.phone_number, "from": call.from_number}}},
+                "firstSpeakerSettings": {"agent": {}},
+                "templateContext": call.custom_data,
+                "metadata": _metadata(call),
+                "maxDuration": f"{call.max_duration_seconds}s",
+                "recordingEnabled": call.recording_enabled,
+            },
+        )
+        if response.status_code == 404:
+            raise CallRefusedError("Ultravox does not know the agent")
+        return GoingOn(read(response, _Created).call_id)
+
+    async def find(self, call: OpenCall) -> GoingOn | Ended | None:
+        if call.carrier_call_id is not None:
+            response = await self._http.send("GET", f"/api/calls/{quote(call.carrier_call_id, safe='')}")
+            return None if response.status_code == 404 else _state(read(response, _Call))
+        wanted = {"metadata.batch_id": str(call.batch_id), "metadata.call_id": str(call.call_id)}
+        found = read(await self._http.send("GET", "/api/calls", params=wanted), _Calls).results
+        return _state(found[0]) if found else None
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+
+def connect(settings: Settings) -> Ultravox:
+    return Ultravox(settings)
+
+
+def _metadata(call: Call) -> dict[str, str]:
+    """By which webhooks and searches find the call; Ultravox takes strings alone."""
+    return {"batch_id": str(call.batch_id), "contact_id": str(call.contact_id), "call_id": str(call.call_id)}
+
+
+def _state(call: _Call) -> GoingOn | Ended:
+    if call.ended is None:
+        return GoingOn(call.call_id)
+    if call.joined is None:
+        outcome = "no_answer" if call.end_reason == "unjoined" else call.end_reason or "no_answer"
+        return Ended(status="failed", outcome=outcome, carrier_call_id=call.call_id)
+    broken = call.end_reason if call.end_reason in _FAILURES else None
+    return Ended(
+        status="failed" if broken else "completed",
+        outcome=broken or "answered",
+        carrier_call_id=call.call_id,
+        duration_seconds=(call.ended - call.joined).total_seconds(),
+        notes=call.short_summary,
+    )

@@ -1,0 +1,209 @@
+"""Ultravox: what is sent to it, and what its answers, and its silence, mean."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from functions._shared.settings import Settings
+from functions.dialer.carrier import (
+    Call,
+    CallRefusedError,
+    CallUnclearError,
+    Carrier,
+    CarrierUnavailableError,
+    Ended,
+    GoingOn,
+    OpenCall,
+    connect_carrier,
+)
+
+from ..support.serving import serving
+from ..support.ultravox import API_KEY, UltravoxStandIn
+
+T = TypeVar("T")
+BATCH = UUID("5eed0000-0000-4000-8000-0000000000b1")
+CALL = Call(
+    batch_id=BATCH,
+    call_id=7,
+    contact_id=5,
+    phone_number="+15559876543",
+    from_number="+15551234567",
+    ultravox_agent_id="the-agent",
+    max_duration_seconds=600,
+    recording_enabled=False,
+    custom_data={"first_name": "Ada"},
+)
+UNKNOWN = OpenCall(batch_id=BATCH, call_id=7, status="unknown", carrier_call_id=None, age_seconds=10)
+
+
+@pytest.fixture
+def account() -> UltravoxStandIn:
+    return UltravoxStandIn()
+
+
+@pytest.fixture
+def url(account: UltravoxStandIn) -> Iterator[str]:
+    with serving(account.app()) as (host, port):
+        yield f"http://{host}:{port}"
+
+
+def ask(url: str, what: Callable[[Carrier], Awaitable[T]], **settings: Any) -> T:
+    of = {"ultravox_api_key": API_KEY, "carrier_timeout_s": 0.5, **settings}
+
+    async def run() -> T:
+        carrier = connect_carrier(Settings(carrier="ultravox", carrier_url=url, **of))
+        try:
+            return await what(carrier)
+        finally:
+            await carrier.aclose()
+
+    return asyncio.run(run())
+
+
+def place(url: str, call: Call = CALL, **settings: Any) -> GoingOn | Ended:
+    return ask(url, lambda carrier: carrier.place(call), **settings)
+
+
+def find(url: str, call: OpenCall = UNKNOWN) -> GoingOn | Ended | None:
+    return ask(url, lambda carrier: carrier.find(call))
+
+
+def test_a_call_is_created_with_its_agent_over_telnyx(account: UltravoxStandIn, url: str) -> None:
+    assert place(url) == GoingOn("00000000-0000-4000-8000-000000000000")
+    assert account.requests == [
+        {
+            "agent_id": "the-agent",
+            "medium": {"telnyx": {"outgoing": {"to": "+15559876543", "from": "+15551234567"}}},
+            "firstSpeakerSettings": {"agent": {}},
+            "templateContext": {"first_name": "Ada"},
+            "metadata": {"batch_id": str(BATCH), "contact_id": "5", "call_id": "7"},
+            "maxDuration": "600s",
+            "recordingEnabled": False,
+        }
+    ]
+
+
+@pytest.mark.parametrize("fault", [400, 403, 422, 425])
+def test_what_it_refuses_was_surely_not_placed(account: UltravoxStandIn, url: str, fault: int) -> None:
+    account.fault = fault
+    with pytest.raises(CallRefusedError, match=str(fault)):
+        place(url)
+
+
+@pytest.mark.parametrize("field", ["ultravox_agent_id", "from_number"])
+def test_a_call_without_agent_or_number_is_not_sent(account: UltravoxStandIn, url: str, field: str) -> None:
+    with pytest.raises(CallRefusedError):
+        place(url, msgspec.structs.replace(CALL, **{field: None}))
+    assert account.requests == []
+
+
+@pytest.mark.parametrize("agent", ["no-such-agent", "../calls", "a/b"])
+def test_an_agent_that_it_does_not_know_is_refused(account: UltravoxStandIn, url: str, agent: str) -> None:
+    with pytest.raises(CallRefusedError):
+        place(url, msgspec.structs.replace(CALL, ultravox_agent_id=agent))
+    assert account.calls == []
+
+
+def test_when_it_takes_no_calls_it_says_for_how_long(account: UltravoxStandIn, url: str) -> None:
+    account.fault = 429
+    for retry_after, seconds in (("3", 3), ("soon", 1)):
+        account.retry_after = retry_after
+        with pytest.raises(CarrierUnavailableError) as unavailable:
+            place(url)
+        assert unavailable.value.retry_after_s == seconds
+
+
+def test_an_account_that_cannot_call_is_no_fault_of_the_contact(account: UltravoxStandIn, url: str) -> None:
+    account.fault = 402
+    with pytest.raises(CarrierUnavailableError):
+        place(url)
+    with pytest.raises(CarrierUnavailableError):
+        place(url, ultravox_api_key="another")
+
+
+@pytest.mark.parametrize("address", ["refused", "http://no-such-host.invalid"])
+def test_without_a_connection_it_was_surely_not_placed(address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(CarrierUnavailableError):
+        place(f"http://127.0.0.1:{port}" if address == "refused" else address)
+
+
+@pytest.mark.parametrize("fault", [302, 408, 500, 502, 503, 504, "hang", "garble"])
+def test_anything_else_leaves_it_unclear_whether_it_was_placed(
+    account: UltravoxStandIn, url: str, fault: int | str
+) -> None:
+    account.fault = fault
+    with pytest.raises(CallUnclearError):
+        place(url)
+
+
+def test_a_connection_that_breaks_after_the_request_leaves_it_unclear() -> None:
+    async def run() -> None:
+        async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1)
+            writer.close()
+
+        async with await asyncio.start_server(break_off, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            settings = Settings(carrier="ultravox", carrier_url=f"http://{host}:{port}", ultravox_api_key=API_KEY)
+            carrier = connect_carrier(settings)
+            with pytest.raises(CallUnclearError):
+                await carrier.place(CALL)
+            await carrier.aclose()
+
+    asyncio.run(run())
+
+
+def test_a_call_whose_answer_was_lost_is_found_by_its_metadata(account: UltravoxStandIn, url: str) -> None:
+    assert find(url) is None
+    account.fault = "hang"
+    with pytest.raises(CallUnclearError):
+        place(url)
+    place_another = msgspec.structs.replace(CALL, call_id=8)
+    with pytest.raises(CallUnclearError):
+        place(url, place_another)
+    assert find(url) == GoingOn("00000000-0000-4000-8000-000000000000")
+
+
+@pytest.mark.parametrize(
+    ("reason", "joined", "status", "outcome", "duration"),
+    [
+        ("hangup", True, "completed", "answered", 90),
+        ("agent_hangup", True, "completed", "answered", 90),
+        ("timeout", True, "completed", "answered", 90),
+        ("connection_error", True, "failed", "connection_error", 90),
+        ("system_error", True, "failed", "system_error", 90),
+        ("unjoined", False, "failed", "no_answer", 0),
+        ("system_error", False, "failed", "system_error", 0),
+    ],
+)
+def test_a_call_that_ended_has_a_result(
+    account: UltravoxStandIn, url: str, reason: str, joined: bool, status: str, outcome: str, duration: int
+) -> None:
+    place(url)
+    account.end(reason, "2026-01-01T10:00:00Z" if joined else None)
+    ended = find(url)
+    assert isinstance(ended, Ended)
+    assert (ended.status, ended.outcome, ended.duration_seconds) == (status, outcome, duration)
+    assert ended.carrier_call_id == account.calls[0]["callId"]
+    known = msgspec.structs.replace(UNKNOWN, carrier_call_id=account.calls[0]["callId"])
+    assert find(url, known) == ended
+
+
+def test_a_call_that_was_deleted_there_is_not_there(url: str) -> None:
+    assert find(url, msgspec.structs.replace(UNKNOWN, carrier_call_id="gone")) is None
+
+
+def test_when_it_does_not_say_what_it_knows_nothing_is_concluded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(CarrierUnavailableError):
+        find(f"http://127.0.0.1:{port}")

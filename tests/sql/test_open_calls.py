@@ -1,0 +1,167 @@
+"""Which calls the carrier is asked about, when something can be claimed next, and attempts that were none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from ..support.database import TestDatabase
+
+
+def in_progress(db: TestDatabase, number: int, **columns: Any) -> tuple[UUID, list[int]]:
+    """A batch with so many calls in progress, and their ids."""
+    agency = db.agency()
+    batch = db.batch(agency, agent_mapping_id=db.calling(agency)["agent_mapping_id"], **columns)
+    db.contacts(batch, pending=number)
+    ids = [row["call_id"] for row in db.rows("select call_id from claim_contacts(%s, 60, %s)", number, batch)]
+    db.rows("select start_call(%s, %s)", batch, ids)
+    return batch, ids
+
+
+def age(db: TestDatabase, seconds: int, calls: list[int]) -> None:
+    db.rows("update calls set started_at = started_at - make_interval(secs => %s) where id = any (%s)", seconds, calls)
+
+
+def listed(db: TestDatabase, older_than: int = 300, most: int = 100) -> list[int]:
+    return [row["call_id"] for row in db.rows("select call_id from list_open_calls(%s, %s)", older_than, most)]
+
+
+def finish(db: TestDatabase, batch: UUID, calls: list[int], **result: Any) -> None:
+    db.rows("select finish_call(%s, %s)", batch, json.dumps([{"call_id": call, **result} for call in calls]))
+
+
+def test_unknown_calls_and_those_in_progress_for_long_are_listed(db: TestDatabase) -> None:
+    batch, (unknown, old, _young, over) = in_progress(db, 4)
+    finish(db, batch, [unknown], status="unknown")
+    age(db, 301, [old, over])
+    finish(db, batch, [over], status="completed")
+    db.rows("select confirm_call(%s, %s)", batch, json.dumps([{"call_id": old, "carrier_call_id": "c-1"}]))
+    rows = {row["call_id"]: row for row in db.rows("select * from list_open_calls()")}
+    assert rows.keys() == {unknown, old}
+    assert (rows[old]["batch_id"], rows[old]["status"], rows[old]["carrier_call_id"]) == (batch, "in_progress", "c-1")
+    assert 301 <= rows[old]["age_seconds"] < 320
+    assert (rows[unknown]["status"], rows[unknown]["carrier_call_id"]) == ("unknown", None)
+
+
+def test_a_call_that_lasts_longer_than_its_agent_allows_is_listed_before(db: TestDatabase) -> None:
+    _, calls = in_progress(db, 1)
+    db.rows("update agent_mappings set max_duration_seconds = 60")
+    age(db, 59, calls)
+    assert listed(db) == []
+    age(db, 2, calls)
+    assert listed(db) == calls
+
+
+def test_every_call_has_its_turn_however_many_there_are(db: TestDatabase) -> None:
+    (_, first), (_, second) = in_progress(db, 5), in_progress(db, 5)
+    age(db, 400, first)
+    age(db, 500, second)
+    turns = [listed(db, most=4) for _ in range(4)]
+    assert [len(turn) for turn in turns] == [4, 4, 2, 0]
+    assert set(turns[0]) < set(second)  # the oldest first
+    assert sorted(call for turn in turns for call in turn) == sorted(first + second)
+    db.rows("update calls set checked_at = checked_at - interval '301 seconds'")
+    assert listed(db, most=4) == turns[0]
+
+
+def test_two_who_ask_at_once_get_different_calls_and_neither_waits(db: TestDatabase) -> None:
+    _, calls = in_progress(db, 6)
+    age(db, 301, calls)
+    with db.connect() as other, other.transaction():
+        theirs = [row["call_id"] for row in other.execute("select call_id from list_open_calls(300, 3)")]
+        assert sorted([*theirs, *listed(db)]) == calls
+
+
+@pytest.mark.parametrize("over", ["cancel_batch(%s)", "stop_batch(%s::text)", "pause_batch(%s)"])
+def test_calls_of_a_batch_that_is_not_dialed_any_more_are_listed_too(db: TestDatabase, over: str) -> None:
+    batch, calls = in_progress(db, 1)
+    db.rows(f"select {over}", batch)
+    age(db, 301, calls)
+    assert listed(db) == calls
+
+
+def test_a_batch_that_somebody_holds_keeps_nobody_from_asking(db: TestDatabase) -> None:
+    batch, calls = in_progress(db, 1)
+    age(db, 301, calls)
+    with db.connect() as other, other.transaction():
+        other.execute("select from call_batches where id = %s for no key update", [batch])
+        assert listed(db) == calls
+
+
+def test_what_is_read_is_the_open_calls_alone(db: TestDatabase) -> None:
+    batch, calls = in_progress(db, 10)
+    age(db, 301, calls)
+    db.rows(
+        "insert into calls (agency_id, batch_id, contact_id, attempt, status, lease_expires_at, started_at)"
+        " select b.agency_id, b.id, 1, 1, 'completed', now(), now() - interval '1 hour'"
+        "   from call_batches b, generate_series(1, 5000) where b.id = %s",
+        batch,
+    )
+    db.rows("analyze calls")
+    with db.connect() as connection:
+        read = "select seq_tup_read + idx_tup_fetch as n from pg_stat_user_tables where relname = 'calls'"
+        connection.execute("select pg_stat_force_next_flush()")
+        db.rows("select pg_stat_force_next_flush()")
+        before = db.value(read)
+        assert len(connection.execute("select * from list_open_calls()").fetchall()) == 10
+        connection.execute("select pg_stat_force_next_flush()")
+        connection.execute("select 1")
+    assert db.value(read) - before <= 50
+
+
+@pytest.mark.parametrize("arguments", [(0, 10), (86_401, 10), (300, 0), (300, 1001), (None, 10), (300, None)])
+def test_numbers_out_of_range_are_refused_with_pt400(db: TestDatabase, arguments: tuple[Any, Any]) -> None:
+    with pytest.raises(psycopg.Error) as refused:
+        db.rows("select list_open_calls(%s, %s)", *arguments)
+    assert refused.value.sqlstate == "PT400"
+
+
+def test_when_something_can_be_claimed_next(db: TestDatabase) -> None:
+    def next_claim_in() -> float | None:
+        seconds: float | None = db.value("select next_claim_in()")
+        return seconds
+
+    assert next_claim_in() is None
+    agency = db.agency()
+    waiting = db.batch(agency, status="scheduled")
+    db.contacts(waiting, pending=1)
+    assert next_claim_in() is None
+    batch = db.batch(agency, max_concurrent=2)
+    db.contacts(batch, pending=3)
+    assert next_claim_in() == 0
+    db.rows("select claim_contacts(2)")
+    assert next_claim_in() is None  # until a call ends
+    db.rows("update call_batches set max_concurrent = 10, calls_per_minute = 2 where id = %s", batch)
+    db.rows("select claim_contacts(2)")
+    seconds = next_claim_in()
+    assert seconds is not None
+    assert 50 < seconds <= 60
+
+
+def test_an_attempt_that_was_none_is_not_counted_and_comes_back_whatever_the_outcome(db: TestDatabase) -> None:
+    batch, calls = in_progress(db, 1, retry_outcomes=["busy"])
+    db.rows("update campaign_contacts set max_attempts = 1")
+    finish(db, batch, calls, status="failed", outcome="carrier_unavailable", counted=False)
+    row = db.row("select status::text, attempts, due_at > now() as waits from campaign_contacts")
+    assert row == {"status": "scheduled", "attempts": 0, "waits": True}
+
+
+@pytest.mark.parametrize("over", ["cancel_batch(%s)", "stop_batch(%s::text, skip_remaining => true)"])
+def test_an_attempt_that_was_none_does_not_come_back_in_a_batch_that_is_over(db: TestDatabase, over: str) -> None:
+    batch, calls = in_progress(db, 1)
+    db.rows(f"select {over}", batch)
+    finish(db, batch, calls, status="failed", outcome="carrier_unavailable", counted=False)
+    assert db.statuses(batch) == {"failed": 1}
+
+
+def test_only_a_failed_call_can_have_been_no_attempt(db: TestDatabase) -> None:
+    batch, calls = in_progress(db, 1)
+    finish(db, batch, calls, status="completed", counted=False)
+    assert db.row("select status::text, attempts from campaign_contacts") == {"status": "completed", "attempts": 1}
+    with pytest.raises(psycopg.Error) as refused:
+        finish(db, batch, calls, status="failed", counted="no")
+    assert refused.value.sqlstate == "PT400"
