@@ -13,3 +13,10 @@ insert into public.campaign_contacts (agency_id, batch_id, phone_number)
 select '5eed0000-0000-4000-8000-00000000000a', '5eed0000-0000-4000-8000-0000000000b1',
        '+1555' || lpad(i::text, 7, '0')
   from generate_series(1, 500) as i;
+
+insert into public.agent_mappings (agency_id, id, ultravox_agent_id, ultravox_agent_name) values
+  ('5eed0000-0000-4000-8000-00000000000a', '5eed0000-0000-4000-8000-0000000000c1', 'agent', 'Sales Agent');
+insert into public.campaigns (agency_id, id, name) values
+  ('5eed0000-0000-4000-8000-00000000000a', '5eed0000-0000-4000-8000-0000000000d1', 'Q1 Outreach');
+insert into public.agency_phone_numbers (agency_id, phone_number, status) values
+  ('5eed0000-0000-4000-8000-00000000000a', '+15551234567', 'active');

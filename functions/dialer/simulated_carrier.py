@@ -92,6 +92,9 @@ class SimulatedCarrier:
     def __init__(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
         self.record: list[CarrierCall] = []
+        self._calls: dict[tuple[str, int], CarrierCall] = {}
+        """The first of each batch's and call's ids."""
+        self._going_on = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._http: httpx2.AsyncClient | None = None
 
@@ -108,8 +111,7 @@ class SimulatedCarrier:
         behaviour = self._behaviour
         chance = random.Random(f"{behaviour.seed}/{body['call_id']}")  # noqa: S311 - the same story every time
         fate = chance.random()
-        going_on = sum(call.ended_at is None for call in self.record)
-        if behaviour.max_calls is not None and going_on >= behaviour.max_calls:
+        if behaviour.max_calls is not None and self._going_on >= behaviour.max_calls:
             return JSONResponse({"error": "too many calls"}, 429, {"Retry-After": "1"})
         if fate < behaviour.refused:
             return JSONResponse({"error": "refused"}, 422)
@@ -123,6 +125,8 @@ class SimulatedCarrier:
             carrier_call_id=f"simulated-{len(self.record) + 1}",
         )
         self.record.append(call)
+        self._calls.setdefault((call.batch_id, call.call_id), call)
+        self._going_on += 1
         ended = self._start(self._live(call, chance))
         if fate > 1 - behaviour.hanging:
             await request.receive()  # until the dialer gives up
@@ -131,9 +135,8 @@ class SimulatedCarrier:
         return JSONResponse(asdict(call), 200 if behaviour.answer_at_end else 201)
 
     async def show(self, request: Request) -> Response:
-        wanted = (request.path_params["batch_id"], request.path_params["call_id"])
-        found = [call for call in self.record if (call.batch_id, call.call_id) == wanted]
-        return JSONResponse(asdict(found[0])) if found else JSONResponse({"error": "no such call"}, 404)
+        found = self._calls.get((request.path_params["batch_id"], request.path_params["call_id"]))
+        return JSONResponse(asdict(found)) if found else JSONResponse({"error": "no such call"}, 404)
 
     async def show_record(self, _request: Request) -> Response:
         return JSONResponse([asdict(call) for call in self.record])
@@ -149,6 +152,7 @@ class SimulatedCarrier:
             self._tell("call.joined", call, chance)
         await asyncio.sleep(talk_s)
         call.ended_at, call.ended_at_utc = time.monotonic(), datetime.now(UTC).isoformat()
+        self._going_on -= 1
         call.status = "completed" if joined else "failed"
         call.outcome = "answered" if joined else chance.choice(["busy", "no_answer"])
         call.duration_seconds = round(talk_s, 1)

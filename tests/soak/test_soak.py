@@ -1,0 +1,19 @@
+"""The soak in short: `make soak` runs it in full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..conftest import new_server
+from .soak import Plan, soak
+
+
+def test_everything_at_once_keeps_every_promise(own_folder: Path) -> None:
+    plan = Plan(batches=12, contacts=60, dialers=3, killed=1, dial_s=12, drain_s=60, changes_a_second=3)
+    server = new_server(own_folder / "postgres")
+    server.start()
+    try:
+        report = soak(plan, server, own_folder)
+    finally:
+        server.stop()
+    assert report.holds, "\n".join(report.lines())
