@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from ._shared.settings import CARRIERS, MIN_SECRET_BYTES, Settings, SettingsError
-from .local import STATE, CommandError, kept_secret, make_token
+from ._shared.status import BatchStatus, ContactStatus
+from .local import STATE, CommandError, kept_secret, make_token, printable
 
 if TYPE_CHECKING:
     from .postgres_server import PostgresServer
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0 done, 1 the demo's verdict is no or a run of the dialer
-    failed, 2 cannot run."""
+    """Run the command; returns the exit status: 0 done, 1 refused or failed, or the demo's verdict is no,
+    2 cannot run, 3 the service is out of reach, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
     except CommandError as error:
-        print(f"lastcall: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        message = printable(str(error))
+        as_json = json.dumps({"error": message, "code": error.code}) if getattr(options, "json", False) else None
+        print(as_json or f"lastcall: {message}", file=sys.stderr)
+        return error.exit_status
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has enough of it. Nothing is left to be written at the end, which would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return status
 
 
@@ -90,7 +100,133 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--contacts", type=int, default=5000, metavar="N", help="contacts per batch (default 5000)")
     demo.add_argument("--keep", action="store_true", help="go on serving, and print curl commands to try")
     demo.set_defaults(run=_demo)
+
+    _add_operator(commands)
     return parser
+
+
+_EXIT_STATUS = "Exit status: 0 done; 1 refused or failed; 2 cannot run; 3 out of reach; 130 interrupted."
+
+
+def _add_operator(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The operator's commands: see functions/operator."""
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--json", action="store_true", help="print JSON, for programs; errors too, on stderr")
+    service = argparse.ArgumentParser(add_help=False, parents=[output])
+    service.add_argument(
+        "--sql", action="store_true", help="at the SQL console: DATABASE_URL, of a member of lastcall_admin"
+    )
+    batch = argparse.ArgumentParser(add_help=False, parents=[service])
+    batch.add_argument(
+        "id", metavar="ID", help="UUID; of the newest 500 batches also its beginning (6 characters), or external id"
+    )
+    repeatable = argparse.ArgumentParser(add_help=False)
+    repeatable.add_argument(
+        "--idempotency-key", metavar="KEY", help="of a request to repeat: with one key it is done once"
+    )
+    change = argparse.ArgumentParser(add_help=False, parents=[batch, repeatable])
+    change.add_argument("--reason", metavar="TEXT", help="for the audit trail")
+
+    def add(name: str, help_: str, parent: argparse.ArgumentParser, more: str = "") -> argparse.ArgumentParser:
+        description = f"{help_[0].upper()}{help_[1:]}. {more}"
+        command = commands.add_parser(
+            name, help=help_, description=description.strip(), epilog=_EXIT_STATUS, parents=[parent]
+        )
+        command.set_defaults(run=_operator, operation=name)
+        return command
+
+    batches = add("batches", "list batches, newest first", service)
+    batches.add_argument("--status", choices=get_args(BatchStatus), metavar="STATUS", help="only these: %(choices)s")
+    amount = batches.add_mutually_exclusive_group()
+    amount.add_argument("--limit", type=_whole_number, default=25, metavar="N", help="at most so many (default 25)")
+    amount.add_argument("--all", action="store_true", help="all of them")
+    add("show", "show a batch, its settings and its calls in progress", batch)
+    watch = add("watch", "watch a batch until it is over and its calls have ended", batch, "Ends with Ctrl-C, too.")
+    watch.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="between looks at it (default 1)")
+    add("events", "show the audit trail of a batch", batch)
+    cancel = add(
+        "cancel",
+        "cancel a batch for good: contacts not yet called are skipped",
+        change,
+        "Asks first. Repeats the request when the reply is lost, so that what it says is certain.",
+    )
+    stop = add("stop", "stop a batch: its call queue is emptied; it can be resumed", change)
+    stop.add_argument(
+        "--skip-remaining", action="store_true", help="skip contacts not yet called, for good; asks first"
+    )
+    for ending in (cancel, stop):
+        ending.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    add("pause", "pause a batch: it keeps its place", change)
+    add("resume", "go on with a paused or stopped batch", change)
+    retry = add("retry", "dial the failed contacts of a batch again, as a new batch", change)
+    retry.add_argument(
+        "--outcome", action="append", metavar="OUTCOME", help="only contacts whose last call ended so; may be repeated"
+    )
+    retry.add_argument("--scheduled-for", metavar="TIME", help="ISO 8601 with a time zone (default: at once)")
+    imported = add(
+        "import",
+        "import contacts from a .csv or .xlsx file into a batch",
+        argparse.ArgumentParser(add_help=False, parents=[service, repeatable]),
+        "Into --batch, or into a new batch of --agent, --from and --campaign. An import that broke off goes on when "
+        "the same file is imported into the same batch again.",
+    )
+    imported.add_argument("file", type=Path, metavar="FILE", help="with a header row; a column must be phone_number")
+    imported.add_argument("--batch", metavar="ID", help="a batch that is there, named as elsewhere")
+    imported.add_argument("--agent", dest="agent_mapping_id", metavar="UUID", help="who calls (agent_mapping_id)")
+    imported.add_argument("--from", dest="from_number", metavar="NUMBER", help="an active number of the agency")
+    imported.add_argument("--campaign", dest="campaign_id", metavar="UUID", help="what it is called for")
+    imported.add_argument("--name", metavar="TEXT", help="of the new batch")
+    imported.add_argument("--external-id", metavar="ID", help="by which another system knows the new batch")
+    imported.add_argument("--scheduled-for", metavar="TIME", help="ISO 8601 with a time zone (default: at once)")
+    imported.add_argument("--timezone", metavar="ZONE", help="such as Europe/Paris")
+    imported.add_argument("--calls-per-minute", type=int, metavar="N", help="1 to 60 (default 30)")
+    imported.add_argument("--max-concurrent", type=int, metavar="N", help="1 to 100 (default 10)")
+    imported.add_argument("--strict", action="store_true", help="all rows or none")
+    imported.add_argument("--errors", type=Path, metavar="FILE", help="write the invalid rows as CSV")
+    export = add("export", "write a batch's contacts and their results as CSV", batch)
+    export.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="written whole or not at all, for its owner alone (default: stdout)",
+    )
+    export.add_argument("--status", choices=get_args(ContactStatus), metavar="STATUS", help="only these: %(choices)s")
+    login = add(
+        "login",
+        "log in to a Supabase project, or with --token where the app serves the functions",
+        output,
+        "Asks for email and password, or for the token; what is piped in is taken as the password or token. "
+        "Kept in ~/.config/lastcall/session.json (XDG_CONFIG_HOME), for its owner alone. "
+        "LASTCALL_TOKEN, when set, counts instead.",
+    )
+    login.add_argument("--url", help="the project's (SUPABASE_URL); with --token the app's (LASTCALL_URL)")
+    login.add_argument("--key", help="the project's publishable key (SUPABASE_PUBLISHABLE_KEY)")
+    login.add_argument("--email", help="whose password follows")
+    login.add_argument("--token", action="store_true", help="ask for a token instead")
+    add("logout", "forget who is logged in", output)
+
+
+def _whole_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be a whole number from 1 on")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError("must be 0.1 to 3600")
+    return seconds
+
+
+def _operator(options: argparse.Namespace) -> int:
+    from .operator.commands import run
+
+    return run(options)
 
 
 def _serve(_options: argparse.Namespace) -> int:

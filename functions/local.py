@@ -19,6 +19,15 @@ STATE = Path(".lastcall")
 class CommandError(Exception):
     """The command cannot run; the message says what to do about it."""
 
+    exit_status = 2
+    code = "cannot_run"
+    """A short word for programs."""
+
+
+def printable(text: str) -> str:
+    """Text of others, on one line and with nothing in it that a terminal obeys."""
+    return "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text.strip())
+
 
 def kept_secret() -> str:
     """The HS256 secret of the embedded default: made once, readable by its owner only."""

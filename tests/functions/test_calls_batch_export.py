@@ -12,9 +12,10 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
+from functions._shared.contacts_csv import COLUMNS
 from functions._shared.settings import Settings
 from functions.app import create_app
-from functions.calls_batch_export import COLUMNS, PAGE_ROWS
+from functions.calls_batch_export import PAGE_ROWS
 
 from ..support.database import TestDatabase
 from ..support.serving import logged, serving

@@ -1,0 +1,370 @@
+"""The service as the operator's commands use it: by HTTP as a user, or at the SQL console as an admin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any, BinaryIO, Protocol
+from urllib.parse import urlencode
+
+import httpx2
+import psycopg
+from psycopg import sql
+
+from .._shared.contact_file import ContactFile, FileError, read_contacts
+from .._shared.contacts_csv import HEADER, contact_lines, csv_lines
+from ..local import CommandError
+from .session import CONNECT_TIMEOUT_S, TIMEOUT_S, NotLoggedInError, OutOfReachError, Session, supabase_client
+
+Answer = dict[str, Any]
+
+ERRORS_HEADER = csv_lines([["row", "phone_number", "error"]])
+# An import answers when all its rows are in.
+_IMPORT_TIMEOUT_S = 3600.0
+
+
+class RefusedError(CommandError):
+    """The service answered, and did not do it. code: its word for why. answer: all that it said."""
+
+    exit_status = 1
+
+    def __init__(self, message: str, code: str, answer: Answer | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.answer = answer or {}
+
+
+class Client(Protocol):
+    """The service. Batches are named by UUID. key: the idempotency key, with which a request may be repeated.
+    All raise CommandError: RefusedError, NotLoggedInError, OutOfReachError."""
+
+    def list_batches(self, *, status: str | None = None, limit: int = 100, after: str | None = None) -> Answer:
+        """A page of calls-batch-list."""
+
+    def get_batch(self, batch_id: str) -> Answer:
+        """As calls-batch-get shows it."""
+
+    def list_events(self, batch_id: str, *, after: str | None = None) -> Answer:
+        """A page of calls-batch-events."""
+
+    def change(self, action: str, batch_id: str, *, key: str, **given: Any) -> Answer:
+        """cancel, pause, resume or retry the batch. given: the further arguments."""
+
+    def stop(self, batch_id: str, *, key: str, skip_remaining: bool, reason: str | None) -> Answer:
+        """Stop the batch; gives batch_id and status at least."""
+
+    def export(self, batch_id: str, status: str | None) -> Iterator[bytes]:
+        """The batch's contacts as CSV, piece by piece."""
+
+    def import_file(self, file: BinaryIO, name: str, batch: Mapping[str, Any], *, key: str, strict: bool) -> Answer:
+        """Import contacts from a file of that name into a batch. batch: its batch_id, or a new one's settings.
+        strict: all rows or none."""
+
+    def import_errors(self, import_id: str) -> Iterator[bytes]:
+        """The invalid rows of an import as CSV, piece by piece."""
+
+    def close(self) -> None:
+        """Let the connections go."""
+
+
+class HttpClient:
+    """The functions of a Supabase project, through its client, or of the app where it serves them itself."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._supabase = supabase_client(session.url, session.key)
+        # The Supabase client's invoke holds what it gets, and what it sends, in memory as a whole, and sends no forms:
+        # export and import go past it, to the same addresses with the same headers. So does stop-calling, whose
+        # address is not under /functions/v1.
+        self._http = httpx2.Client(timeout=httpx2.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S))
+
+    def list_batches(self, *, status: str | None = None, limit: int = 100, after: str | None = None) -> Answer:
+        return self._invoke("GET", "calls-batch-list", {"status": status, "limit": limit, "after": after})
+
+    def get_batch(self, batch_id: str) -> Answer:
+        return self._invoke("GET", "calls-batch-get", {"batch_id": batch_id, "contact_limit": 1})
+
+    def list_events(self, batch_id: str, *, after: str | None = None) -> Answer:
+        return self._invoke("GET", "calls-batch-events", {"batch_id": batch_id, "limit": 200, "after": after})
+
+    def change(self, action: str, batch_id: str, *, key: str, **given: Any) -> Answer:
+        return self._invoke("POST", f"calls-batch-{action}", {"batch_id": batch_id, **given}, key)
+
+    def stop(self, batch_id: str, *, key: str, skip_remaining: bool, reason: str | None) -> Answer:
+        user_id = self.get_batch(batch_id)["batch"]["user_id"]
+        if user_id is None:
+            raise CommandError(
+                "by HTTP a stop names the user responsible for the batch, and this one has none: use --sql"
+            )
+        if self._session.app_url is None:
+            # A project serves no address but /functions/v1, but the same procedure at its PostgREST.
+            given = {"skip_remaining": skip_remaining, "reason": reason, "idempotency_key": key}
+            return self._rpc("stop_batch", {"batch_id": batch_id, "user_id": user_id, **given})
+        body = {"batchId": batch_id, "userId": user_id, "skipRemaining": skip_remaining, "reason": reason}
+        headers = {**self._headers(), "Idempotency-Key": key}
+        with self._stream("POST", f"{self._session.app_url}/api/call/stop-calling", headers, json=body) as response:
+            data = _json(response.read())["data"]
+        return {"batch_id": data["batchId"], "status": data["status"]}
+
+    def export(self, batch_id: str, status: str | None) -> Iterator[bytes]:
+        query = _given({"batch_id": batch_id, "contact_status": status})
+        with self._stream("GET", self._function("calls-batch-export"), self._headers(), params=query) as response:
+            yield from response.iter_bytes()
+
+    def import_file(self, file: BinaryIO, name: str, batch: Mapping[str, Any], *, key: str, strict: bool) -> Answer:
+        file.seek(0)
+        form = {**batch, "strict": "true" if strict else "false"}
+        headers = {**self._headers(), "Idempotency-Key": key}
+        with self._stream(
+            "POST",
+            self._function("calls-batch-import"),
+            headers,
+            data=form,
+            files={"file": (name, file)},
+            timeout=httpx2.Timeout(_IMPORT_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+        ) as response:
+            return _json(response.read())
+
+    def import_errors(self, import_id: str) -> Iterator[bytes]:
+        query = {"import_id": import_id}
+        with self._stream("GET", self._function("calls-batch-import"), self._headers(), params=query) as response:
+            yield from response.iter_bytes()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _invoke(self, method: str, function: str, arguments: Mapping[str, Any], key: str | None = None) -> Answer:
+        from supabase_functions.errors import FunctionsHttpError, FunctionsRelayError
+
+        given = _given(arguments)
+        options: dict[str, Any] = {"method": method, "headers": _given({"Idempotency-Key": key})}
+        if method == "GET":
+            function = f"{function}?{urlencode(given)}"
+        else:
+            options["body"] = given
+        self._supabase.functions.set_auth(self._session.token())
+        try:
+            with self._reaching():
+                return _json(bytes(self._supabase.functions.invoke(function, options)))
+        except FunctionsHttpError as error:
+            # Its message is the `error` of our body. The code is in the response, which only its cause has.
+            response = getattr(error.__cause__, "response", None)
+            if response is None:
+                raise _refusal(error.status, {}, error.message.encode()) from None
+            raise _refusal(error.status, response.headers, response.content) from None
+        except FunctionsRelayError as error:
+            raise OutOfReachError(
+                f"{self._session.url} does not run its functions: {error}", may_be_done=True
+            ) from None
+
+    def _rpc(self, procedure: str, arguments: Mapping[str, Any]) -> Answer:
+        from postgrest import APIError
+
+        self._supabase.postgrest.auth(self._session.token())
+        try:
+            with self._reaching():
+                data = self._supabase.rpc(procedure, dict(_given(arguments))).execute().data
+        except APIError as error:
+            raise _rpc_refusal(error.code or "", error.message or "", error.details) from None
+        return data[0] if isinstance(data, list) else data  # type: ignore[return-value]
+
+    @contextmanager
+    def _stream(self, method: str, url: str, headers: dict[str, str], **request: Any) -> Iterator[httpx2.Response]:
+        """A response that is no error; its body is still to be read."""
+        with self._reaching(), self._http.stream(method, url, headers=headers, **request) as response:
+            if not response.is_success:
+                raise _refusal(response.status_code, response.headers, response.read())
+            yield response
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """A lost connection, of either HTTP library, is OutOfReachError."""
+        import httpx  # the Supabase client's
+
+        try:
+            yield
+        except (httpx.TransportError, httpx2.TransportError) as error:
+            never_sent = (httpx.ConnectError, httpx.ConnectTimeout, httpx2.ConnectError, httpx2.ConnectTimeout)
+            reason = str(error) or type(error).__name__
+            raise OutOfReachError(
+                f"{self._session.url} is out of reach: {reason}", may_be_done=not isinstance(error, never_sent)
+            ) from None
+
+    def _function(self, name: str) -> str:
+        return f"{self._session.url}/functions/v1/{name}"
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._session.token()}", **_given({"apikey": self._session.key})}
+
+
+class SqlClient:
+    """The procedures, at the SQL console: DATABASE_URL must be of a member of lastcall_admin."""
+
+    def __init__(self, database_url: str) -> None:
+        self._url = database_url
+        self._connection: psycopg.Connection[Any] | None = None
+
+    def list_batches(self, *, status: str | None = None, limit: int = 100, after: str | None = None) -> Answer:
+        return self._call("list_batches", status=status, page_size=limit, after=after)
+
+    def get_batch(self, batch_id: str) -> Answer:
+        return self._call("get_batch", batch_id=batch_id, contact_limit=1)
+
+    def list_events(self, batch_id: str, *, after: str | None = None) -> Answer:
+        return self._call("list_batch_events", batch_id=batch_id, page_size=200, after=after)
+
+    def change(self, action: str, batch_id: str, *, key: str, **given: Any) -> Answer:
+        return self._call(f"{action}_batch", batch_id=batch_id, idempotency_key=key, **given)
+
+    def stop(self, batch_id: str, *, key: str, skip_remaining: bool, reason: str | None) -> Answer:
+        return self._call(
+            "stop_batch", batch_id=batch_id, skip_remaining=skip_remaining, idempotency_key=key, reason=reason
+        )
+
+    def export(self, batch_id: str, status: str | None) -> Iterator[bytes]:
+        after = None
+        yield HEADER
+        while True:
+            page = self._call("export_contacts", batch_id=batch_id, after=after, contact_status=status)
+            yield contact_lines(page["contacts"])
+            after = page["next_cursor"]
+            if after is None:
+                return
+
+    def import_file(self, file: BinaryIO, name: str, batch: Mapping[str, Any], *, key: str, strict: bool) -> Answer:
+        try:
+            contacts = read_contacts(file, name)
+        except FileError as error:
+            raise RefusedError(str(error), error.code) from None
+        with closing(contacts):
+            if strict:
+                self._check_rows(contacts)
+            progress = self._call("begin_import", file_hash=contacts.sha256, idempotency_key=key, **batch)
+            ids = {name: progress[name] for name in ("batch_id", "import_id")}
+            for group in contacts.groups:
+                if group.last_row > progress["last_row"]:
+                    progress = self._call("import_contacts", **ids, rows=contacts.read(group).decode())
+            answer = self._call("finish_import", **ids)
+        if not answer["success"]:
+            raise RefusedError(answer["error"], answer["code"], answer)
+        return answer
+
+    def _check_rows(self, contacts: ContactFile) -> None:
+        found = [self._call("check_import", rows=contacts.read(group).decode()) for group in contacts.groups]
+        invalid = sum(group["invalid"] for group in found)
+        if invalid:
+            errors = [error for group in found for error in group["errors"]]
+            raise RefusedError(f"{invalid} of {contacts.rows} rows are invalid", "rows_invalid", {"errors": errors})
+
+    def import_errors(self, import_id: str) -> Iterator[bytes]:
+        yield ERRORS_HEADER
+        after_row = 0
+        while errors := self._call("list_import_errors", import_id=import_id, after_row=after_row)["errors"]:
+            yield error_lines(errors)
+            after_row = errors[-1]["row"]
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _call(self, procedure: str, **arguments: Any) -> Answer:
+        given = _given(arguments)
+        names = sql.SQL(", ").join(
+            sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in given
+        )
+        query = sql.SQL("select to_json(r) from public.{}({}) r").format(sql.Identifier(procedure), names)
+        connection = self._connect()
+        try:
+            row = connection.execute(query, given).fetchone()
+        except psycopg.Error as error:
+            if connection.closed:
+                self.close()
+            raise _sql_refusal(error) from None
+        assert row is not None
+        answer: Answer = row[0]
+        return answer
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        if self._connection is None:
+            try:
+                self._connection = psycopg.connect(
+                    self._url,
+                    autocommit=True,
+                    prepare_threshold=None,  # there may be a transaction pooler in between
+                    connect_timeout=int(CONNECT_TIMEOUT_S),
+                    application_name="lastcall",
+                )
+            except psycopg.OperationalError as error:
+                raise OutOfReachError(f"the database is out of reach: {error}", may_be_done=False) from None
+            except psycopg.Error as error:
+                raise CommandError(f"DATABASE_URL: {error}") from None
+        return self._connection
+
+
+def error_lines(errors: list[dict[str, Any]]) -> bytes:
+    """Invalid rows of a file as CSV, under ERRORS_HEADER."""
+    return csv_lines([[error["row"], error["phone_number"], error["error"]] for error in errors])
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are given: the others have the service's defaults."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _json(body: bytes) -> Answer:
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise RefusedError("this URL does not answer as lastcall does", "unknown_answer")
+    return answer
+
+
+def _refusal(status: int, headers: Mapping[str, str], body: bytes) -> CommandError:
+    """What an answer of another status than success means."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = {}
+    if not isinstance(answer, dict):
+        answer = {}
+    message = str(answer.get("error") or answer.get("errorMessage") or answer.get("message") or f"HTTP status {status}")
+    if status in (502, 503, 504):
+        # The functions say 503, too, when they lost the database in mid-request.
+        retry_after = headers.get("retry-after", "")
+        wait = float(retry_after) if retry_after.isdigit() else 0.0
+        return OutOfReachError(message, may_be_done=True, retry_after_s=wait)
+    if status == 401:
+        return NotLoggedInError(message)
+    return RefusedError(message, str(answer.get("code") or status), answer)
+
+
+def _rpc_refusal(code: str, message: str, details: Any) -> CommandError:
+    """What PostgREST refused: by a SQLSTATE of ours (PT404), by a code of its own, or by HTTP status."""
+    if code.startswith("PT"):
+        return _refusal(int(code[2:]), {}, json.dumps({"error": message, **json.loads(details or "{}")}).encode())
+    if code.startswith("PGRST30"):
+        return NotLoggedInError(message)
+    if code.startswith(("PGRST00", "08", "53", "57P")) or code in ("502", "503", "504"):
+        return OutOfReachError(message, may_be_done=True)
+    return RefusedError(message, code)
+
+
+def _sql_refusal(error: psycopg.Error) -> CommandError:
+    sqlstate = error.sqlstate or ""
+    message = error.diag.message_primary or str(error)
+    if sqlstate.startswith("PT"):
+        answer = {"error": message, **json.loads(error.diag.message_detail or "{}")}
+        return RefusedError(message, str(answer.get("code")), answer)
+    if not sqlstate or sqlstate.startswith(("08", "53", "57P")):
+        return OutOfReachError(f"the database is out of reach: {message}", may_be_done=True)
+    if sqlstate == "42501":
+        return CommandError(f"DATABASE_URL must be of a member of lastcall_admin: {message}")
+    if sqlstate in ("42883", "3F000"):
+        return CommandError(
+            f"lastcall is not in this database, or of another release: {message}; see `lastcall migrate`"
+        )
+    return RefusedError(message, sqlstate)
