@@ -229,7 +229,8 @@ class PostgrestDatabase:
         from postgrest import APIError, AsyncPostgrestClient
 
         headers = {
-            **self._headers,
+            # The project's gateway takes a secret key in both places, or in none.
+            "apikey": caller.token if caller.role == "service_role" else self._headers["apikey"],
             "Authorization": f"Bearer {caller.token}",
             "X-Request-Id": caller.request_id,
         }

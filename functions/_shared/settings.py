@@ -116,6 +116,8 @@ class Settings:
             )
         if self.jwt_secret and len(self.jwt_secret.encode()) < MIN_SECRET_BYTES:
             raise SettingsError(f"SUPABASE_JWT_SECRET must have at least {MIN_SECRET_BYTES} bytes")
+        if self.transport == "postgrest" and self.cron_secret and not self.secret_key:
+            raise SettingsError("LASTCALL_CRON_SECRET needs SUPABASE_SECRET_KEY with the PostgREST transport")
         if self.cron_secret and len(self.cron_secret.encode()) < MIN_SECRET_BYTES:
             raise SettingsError(f"LASTCALL_CRON_SECRET must have at least {MIN_SECRET_BYTES} bytes")
         if self.reconcile_after_s < 2 * self.carrier_timeout_s:

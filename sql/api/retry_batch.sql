@@ -38,29 +38,9 @@ begin
     return jsonb_populate_record(v_result, v_answer);
   end if;
 
-  v_retry := v_batch;
-  v_retry.id := gen_random_uuid();
+  v_retry := private.fresh_batch(v_batch, p_scheduled_for);
   v_retry.external_id := null;
   v_retry.retry_of := p_batch_id;
-  v_retry.mode := case when p_scheduled_for is null then 'immediate' else 'scheduled' end::public.batch_mode;
-  v_retry.status := case when p_scheduled_for is null then 'pending' else 'scheduled' end::public.batch_status;
-  v_retry.scheduled_for := p_scheduled_for;
-  v_retry.total_contacts := 0;
-  v_retry.queued := 0;
-  v_retry.in_progress := 0;
-  v_retry.completed := 0;
-  v_retry.failed := 0;
-  v_retry.skipped := 0;
-  v_retry.started_at := null;
-  v_retry.paused_at := null;
-  v_retry.stopped_at := null;
-  v_retry.completed_at := null;
-  v_retry.error_message := null;
-  v_retry.skip_remaining := false;
-  v_retry.claim_cursor := 0;
-  v_retry.created_at := clock_timestamp();
-  v_retry.next_claim_at := v_retry.created_at;
-  v_retry.last_claimed_at := null;
   insert into public.call_batches select v_retry.*;
 
   with failed as materialized (

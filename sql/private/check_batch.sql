@@ -8,7 +8,7 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_batch   public.call_batches := p_batch;
+  v_batch   public.call_batches;
   v_missing text;
   v_invalid text;
 begin
@@ -20,21 +20,9 @@ begin
       detail = format('{"code": "%s_required"}', v_missing);
   end if;
 
+  v_batch := private.fresh_batch(p_batch, p_batch.scheduled_for);
   v_batch.agency_id := p_agency_id;
-  v_batch.id := coalesce(p_batch.id, gen_random_uuid());
   v_batch.user_id := coalesce(p_batch.user_id, case when p_actor.kind = 'user' then p_actor.id end);
-  v_batch.mode := case when p_batch.scheduled_for is null then 'immediate' else 'scheduled' end::public.batch_mode;
-  v_batch.status := case when p_batch.scheduled_for is null then 'pending' else 'scheduled' end::public.batch_status;
-  v_batch.total_contacts := 0;
-  v_batch.queued := 0;
-  v_batch.in_progress := 0;
-  v_batch.completed := 0;
-  v_batch.failed := 0;
-  v_batch.skipped := 0;
-  v_batch.skip_remaining := false;
-  v_batch.claim_cursor := 0;
-  v_batch.created_at := clock_timestamp();
-  v_batch.next_claim_at := v_batch.created_at;
 
   -- Null is a limit that was not given: in the limits it is out of range, where it may be left out it is not.
   v_invalid := case

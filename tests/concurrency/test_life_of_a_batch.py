@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
 
 from ..support.database import TestDatabase
+from ..support.webhooks import event, missed
 
 OVER = ("completed", "failed", "skipped")
 PLACES = st.integers(min_value=0, max_value=1)
@@ -90,6 +91,32 @@ class Life(RuleBasedStateMachine):
         contacts = json.dumps([{"phone_number": number, "max_attempts": 2} for number in numbers])
         given = [self.calling[place][name] for name in ("agent_mapping_id", "from_number", "campaign_id")]
         self.ask("select create_batch(%s, %s, %s, %s)", *given, contacts)
+
+    @rule(place=PLACES, numbers=st.lists(NUMBERS | st.just("none"), min_size=1, max_size=3), file=st.integers(0, 3))
+    def import_file(self, place: int, numbers: list[str], file: int) -> None:
+        batch = self.batches[place]
+        rows = json.dumps([{"row": row, "phone_number": number} for row, number in enumerate(numbers, 2)])
+        begun = self.ask("select begin_import(%s, repeat(%s, 64)) ->> 'import_id' as id", batch, str(file))
+        for step in begun:
+            self.ask("select import_contacts(%s, %s, %s)", batch, step["id"], rows)
+            self.ask("select finish_import(%s, %s)", batch, step["id"])
+
+    @rule(call=calls, event_type=st.sampled_from(["call.started", "call.joined", "call.ended"]), joined=st.booleans())
+    def report(self, call: tuple[UUID, int], event_type: str, joined: bool) -> None:
+        about = {"batch_id": call[0], "call_id": call[1]}
+        told = event(event_type, about) if joined else missed(about)
+        self.db.rows(
+            "insert into webhook_queue (agency_id, event_id, event_type, payload)"
+            " select agency_id, gen_random_uuid()::text, %s, %s from call_batches where id = %s",
+            told["event"],
+            json.dumps(told),
+            call[0],
+        )
+
+    @rule()
+    def apply_reports(self) -> None:
+        self.ask("select process_webhook_queue()")
+        assert self.db.rows("select error_message from webhook_queue where status in ('failed', 'dead')") == []
 
     @rule(place=PLACES, numbers=st.none() | st.lists(NUMBERS, min_size=1, max_size=3))
     def start_batch(self, place: int, numbers: list[str] | None) -> None:

@@ -1404,6 +1404,43 @@ $$;
 revoke execute on function private.check_numbers(uuid, text[]) from public;
 comment on function private.check_numbers(uuid, text[]) is 'Refuse numbers that are not active ones of the agency.';
 
+-- file: private/fresh_batch.sql
+-- A batch as every one begins, with the settings of p_batch: nothing of what became of that one, waiting for its time.
+create or replace function private.fresh_batch(p_batch public.call_batches, p_scheduled_for timestamptz)
+returns public.call_batches
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_batch public.call_batches := p_batch;
+begin
+  v_batch.id := gen_random_uuid();
+  v_batch.scheduled_for := p_scheduled_for;
+  v_batch.mode := case when p_scheduled_for is null then 'immediate' else 'scheduled' end::public.batch_mode;
+  v_batch.status := case when p_scheduled_for is null then 'pending' else 'scheduled' end::public.batch_status;
+  v_batch.total_contacts := 0;
+  v_batch.queued := 0;
+  v_batch.in_progress := 0;
+  v_batch.completed := 0;
+  v_batch.failed := 0;
+  v_batch.skipped := 0;
+  v_batch.started_at := null;
+  v_batch.paused_at := null;
+  v_batch.stopped_at := null;
+  v_batch.completed_at := null;
+  v_batch.error_message := null;
+  v_batch.skip_remaining := false;
+  v_batch.claim_cursor := 0;
+  v_batch.created_at := clock_timestamp();
+  v_batch.next_claim_at := v_batch.created_at;
+  v_batch.last_claimed_at := null;
+  return v_batch;
+end;
+$$;
+
+revoke execute on function private.fresh_batch(public.call_batches, timestamptz) from public;
+comment on function private.fresh_batch(public.call_batches, timestamptz) is 'A batch as every one begins.';
+
 -- file: private/check_batch.sql
 -- A new batch as it will be inserted: what the caller gave, checked against the agency, and what
 -- every batch starts with. Raises PT404 (no such
@@ -1415,7 +1452,7 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_batch   public.call_batches := p_batch;
+  v_batch   public.call_batches;
   v_missing text;
   v_invalid text;
 begin
@@ -1427,21 +1464,9 @@ begin
       detail = format('{"code": "%s_required"}', v_missing);
   end if;
 
+  v_batch := private.fresh_batch(p_batch, p_batch.scheduled_for);
   v_batch.agency_id := p_agency_id;
-  v_batch.id := coalesce(p_batch.id, gen_random_uuid());
   v_batch.user_id := coalesce(p_batch.user_id, case when p_actor.kind = 'user' then p_actor.id end);
-  v_batch.mode := case when p_batch.scheduled_for is null then 'immediate' else 'scheduled' end::public.batch_mode;
-  v_batch.status := case when p_batch.scheduled_for is null then 'pending' else 'scheduled' end::public.batch_status;
-  v_batch.total_contacts := 0;
-  v_batch.queued := 0;
-  v_batch.in_progress := 0;
-  v_batch.completed := 0;
-  v_batch.failed := 0;
-  v_batch.skipped := 0;
-  v_batch.skip_remaining := false;
-  v_batch.claim_cursor := 0;
-  v_batch.created_at := clock_timestamp();
-  v_batch.next_claim_at := v_batch.created_at;
 
   -- Null is a limit that was not given: in the limits it is out of range, where it may be left out it is not.
   v_invalid := case
@@ -2636,29 +2661,9 @@ begin
     return jsonb_populate_record(v_result, v_answer);
   end if;
 
-  v_retry := v_batch;
-  v_retry.id := gen_random_uuid();
+  v_retry := private.fresh_batch(v_batch, p_scheduled_for);
   v_retry.external_id := null;
   v_retry.retry_of := p_batch_id;
-  v_retry.mode := case when p_scheduled_for is null then 'immediate' else 'scheduled' end::public.batch_mode;
-  v_retry.status := case when p_scheduled_for is null then 'pending' else 'scheduled' end::public.batch_status;
-  v_retry.scheduled_for := p_scheduled_for;
-  v_retry.total_contacts := 0;
-  v_retry.queued := 0;
-  v_retry.in_progress := 0;
-  v_retry.completed := 0;
-  v_retry.failed := 0;
-  v_retry.skipped := 0;
-  v_retry.started_at := null;
-  v_retry.paused_at := null;
-  v_retry.stopped_at := null;
-  v_retry.completed_at := null;
-  v_retry.error_message := null;
-  v_retry.skip_remaining := false;
-  v_retry.claim_cursor := 0;
-  v_retry.created_at := clock_timestamp();
-  v_retry.next_claim_at := v_retry.created_at;
-  v_retry.last_claimed_at := null;
   insert into public.call_batches select v_retry.*;
 
   with failed as materialized (
