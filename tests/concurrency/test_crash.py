@@ -28,21 +28,34 @@ def server(own_folder: Path) -> Iterator[PostgresServer]:
     server.stop()
 
 
+WRITER = "select pid from pg_stat_activity where backend_type = 'walwriter'"
+
+
 def connected(server: PostgresServer) -> TestDatabase:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            return TestDatabase(server.uri(), server.uri(user="authenticator"))
-        except psycopg.OperationalError:  # it recovers
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    return TestDatabase(server.uri(), server.uri(user="authenticator"))
 
 
 def hold_the_disk(db: TestDatabase) -> int:
     """Keep the process that writes what nobody waits for from writing it; returns its id."""
-    writer: int = db.value("select pid from pg_stat_activity where backend_type = 'walwriter'")
+    writer: int = db.value(WRITER)
     os.kill(writer, signal.SIGSTOP)
     return writer
+
+
+def crash(server: PostgresServer, db: TestDatabase, writer: int) -> TestDatabase:
+    """Kill that process, whereupon the server ends all connections and recovers; a new connection then."""
+    db.close()
+    os.kill(writer, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while True:
+        assert time.monotonic() < deadline
+        try:
+            db = connected(server)
+            if db.rows(WRITER) not in ([], [{"pid": writer}]):
+                return db
+            db.close()
+        except psycopg.OperationalError:  # it has not noticed, ends, or recovers
+            time.sleep(0.05)
 
 
 def test_a_claim_that_a_crash_took_back_lets_no_call_start(server: PostgresServer) -> None:
@@ -52,9 +65,7 @@ def test_a_claim_that_a_crash_took_back_lets_no_call_start(server: PostgresServe
     writer = hold_the_disk(db)
     calls = [row["call_id"] for row in db.rows("select call_id from claim_contacts(20)")]
     assert len(calls) == 20
-    db.close()
-    os.kill(writer, signal.SIGKILL)  # the server ends all connections and recovers
-    db = connected(server)
+    db = crash(server, db, writer)
     assert db.statuses(batch) == {"pending": 20}
     assert db.rows("select start_call(%s, %s)", batch, calls) == []
     assert db.unbalanced() == []
@@ -75,9 +86,7 @@ def test_what_was_answered_outlasts_a_crash_where_the_database_does_not_wait_for
     db.contacts(batch, pending=20)
     writer = hold_the_disk(db)
     db.rows(f"select {change}", batch)
-    db.close()
-    os.kill(writer, signal.SIGKILL)
-    db = connected(server)
+    db = crash(server, db, writer)
     assert db.batch_row(batch)["status"] in ("cancelled", "stopped", "paused")
     db.close()
 
@@ -90,8 +99,6 @@ def test_a_claim_does_not_make_light_of_what_its_transaction_did_before(server: 
     with db.owner.transaction():
         db.rows("update call_batches set name = 'kept'")
         db.rows("select claim_contacts(1)")
-    db.close()
-    os.kill(writer, signal.SIGKILL)
-    db = connected(server)
+    db = crash(server, db, writer)
     assert (db.batch_row(batch)["name"], db.statuses(batch)) == ("kept", {"pending": 19, "queued": 1})
     db.close()
