@@ -14,7 +14,7 @@ help:  ## this list
 
 install: $(VENV)/.installed  ## create .venv with everything in it
 
-demo: install  ## cancel and stop two batches in mid-flight, and prove it
+demo: install  ## pause, cancel and stop batches in mid-flight, and prove it
 	$(BIN)/lastcall demo
 
 serve: install  ## the functions on http://127.0.0.1:8787, with an embedded PostgreSQL

@@ -93,9 +93,10 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="cancel and stop two batches in mid-flight, and prove it",
-        description="Dial a batch of contacts on the embedded PostgreSQL, cancel it over HTTP in mid-flight, "
-        "stop another one, and verify that no call started afterwards. Exit status 1 if any did.",
+        help="pause, cancel and stop batches in mid-flight, and prove it",
+        description="Create and dial two batches of contacts on the embedded PostgreSQL; in mid-flight, over HTTP, "
+        "pause, resume and cancel one and stop the other; verify that no call started after the replies, and that "
+        "every call and contact is accounted for. Exit status 1 if not.",
     )
     demo.add_argument("--contacts", type=int, default=5000, metavar="N", help="contacts per batch (default 5000)")
     demo.add_argument("--keep", action="store_true", help="go on serving, and print curl commands to try")

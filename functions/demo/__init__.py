@@ -1,8 +1,9 @@
-"""`lastcall demo`: two batches are dialed, one is cancelled and one stopped in mid-flight, over HTTP, and
-what an independent carrier saw and what the database holds decide whether the promise was kept.
+"""`lastcall demo`: two batches are created and dialed, one is paused, resumed and cancelled and one stopped in
+mid-flight, all over HTTP, and what an independent carrier saw and what the database holds decide whether the
+promise was kept.
 
-Five processes, as in real life: PostgreSQL, the functions (`lastcall serve`), a dialer, a carrier
-that knows neither, and this one, which acts as the user.
+Five processes, as in real life: PostgreSQL, the functions (`lastcall serve`), a dialer (`lastcall process
+--loop`), a carrier that knows nothing of batches and reports by webhook, and this one, which acts as the user.
 """
 
 from __future__ import annotations

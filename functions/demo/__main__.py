@@ -23,7 +23,15 @@ def _main(kind: str) -> int:
     if kind == "carrier":
         from ..dialer.simulated_carrier import Behaviour, serve
 
-        serve(Behaviour(answer_at_end=True))
+        # Some webhooks come twice, and some late: it does not matter.
+        serve(
+            Behaviour(
+                webhook_url=os.environ["WEBHOOK_URL"],
+                webhook_secret=os.environ["WEBHOOK_SECRET"],
+                repeated=0.05,
+                late=0.1,
+            )
+        )
         return 0
     from ..cli import main
 

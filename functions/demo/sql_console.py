@@ -30,11 +30,6 @@ class Progress:
     skipped: int
     remaining: int
 
-    @property
-    def dialed(self) -> int:
-        """Contacts whose last call is done or going on."""
-        return self.in_progress + self.completed + self.failed
-
 
 class DatabaseClaim:
     """A fresh database of this demo's own, demo_1 or, while other demos are at work in the folder, the
@@ -80,18 +75,34 @@ class SqlConsole:
             external_id,
         )
 
-    def add_batch(self, agency_id: UUID, user_id: UUID, *, max_concurrent: int, external_id: str | None = None) -> UUID:
-        """A batch without contacts, dialed as fast as max_concurrent calls at a time allow; a call that
-        was not answered is tried again after 2 seconds."""
-        return self._new(
-            "insert into call_batches"
-            " (agency_id, user_id, external_id, max_concurrent, calls_per_minute, retry_delay_seconds)"
-            " values (%s, %s, %s, %s, null, 2) returning id",
+    def set_up_calling(self, agency_id: UUID) -> dict[str, str]:
+        """Give the agency what batches are created with: an agent, a campaign and an active number."""
+        agent = self._new(
+            "insert into agent_mappings (agency_id, ultravox_agent_id, ultravox_agent_name)"
+            " values (%s, 'agent', 'Sales Agent') returning id",
             agency_id,
-            user_id,
-            external_id,
-            max_concurrent,
         )
+        campaign = self._new(
+            "insert into campaigns (agency_id, name) values (%s, 'Q1 Outreach') returning id", agency_id
+        )
+        number = "+15551234567"
+        self._new(
+            "insert into agency_phone_numbers (agency_id, phone_number, status) values (%s, %s, 'active') returning id",
+            agency_id,
+            number,
+        )
+        return {"agent_mapping_id": str(agent), "campaign_id": str(campaign), "from_number": number}
+
+    def rotate_webhook_secret(self, agency_id: UUID) -> str:
+        """The secret by which the carrier's webhooks for the agency are known."""
+        (row,) = self._rows("select webhook_secret from rotate_webhook_secret(%s)", agency_id)
+        secret: str = row["webhook_secret"]
+        return secret
+
+    def lift_call_rate(self, batch_id: UUID) -> None:
+        """Let the batch be dialed as fast as max_concurrent calls at a time allow: nobody watches a demo at the
+        60 calls a minute that a batch can be created with."""
+        self._connection.execute("update call_batches set calls_per_minute = null where id = %s", [batch_id])
 
     def process_batches(self) -> None:
         """Start the batches that are due."""
@@ -113,6 +124,33 @@ class SqlConsole:
         rows = self._rows("select id from calls where batch_id = %s and started_at is not null", batch_id)
         return frozenset(row["id"] for row in rows)
 
+    def started_while_paused(self, batch_id: UUID) -> frozenset[int]:
+        """The calls of the batch that start_call let through, by time, after it was paused and before it was
+        resumed."""
+        # All of them when nothing says that the batch was paused and resumed at all.
+        rows = self._rows(
+            "select c.id from calls c cross join ("
+            "    select min(e.created_at) filter (where e.action = 'pause') as paused_at,"
+            "           max(e.created_at) filter (where e.action = 'resume') as resumed_at"
+            "      from batch_events e where e.batch_id = %s) e"
+            " where c.batch_id = %s and coalesce(c.started_at between e.paused_at and e.resumed_at,"
+            "                                    c.started_at is not null)",
+            batch_id,
+            batch_id,
+        )
+        return frozenset(row["id"] for row in rows)
+
+    def webhooks(self, batch_id: UUID) -> dict[str, int]:
+        """How many events about calls of the batch have each status; `late` are those that were ignored because
+        the call was over already."""
+        rows = self._rows(
+            "select case when q.status = 'ignored' and q.error_message = 'The call was over already' then 'late'"
+            "            else q.status::text end as status, count(*) as n"
+            "  from webhook_queue q where q.payload #>> '{call,metadata,batch_id}' = %s group by 1",
+            str(batch_id),
+        )
+        return {row["status"]: row["n"] for row in rows}
+
     def books(self, batch_id: UUID) -> Books:
         """What the database holds of a batch that was cancelled or stopped."""
         contacts = self._rows(
@@ -122,8 +160,9 @@ class SqlConsole:
         )
         # A call is late, too, when nothing says that the batch was cancelled or stopped at all.
         started = self._rows(
-            "select c.id, coalesce(c.started_at <= (select min(e.created_at) from batch_events e"
-            "   where e.batch_id = c.batch_id and e.action in ('cancel', 'stop')), false) as before"
+            "select c.id, c.carrier_call_id, c.status::text,"
+            "       coalesce(c.started_at <= (select min(e.created_at) from batch_events e"
+            "         where e.batch_id = c.batch_id and e.action in ('cancel', 'stop')), false) as before"
             "  from calls c where c.batch_id = %s and c.started_at is not null",
             batch_id,
         )
@@ -133,6 +172,12 @@ class SqlConsole:
             status=batch["status"],
             contacts={row["status"]: row["n"] for row in contacts},
             started={row["id"]: row["before"] for row in started},
+            placed={
+                row["id"]: (row["carrier_call_id"], row["status"])
+                for row in started
+                if row["carrier_call_id"] is not None
+            },
+            webhooks=self.webhooks(batch_id),
             unbalanced=[f"{row['counter']} is {row['stored']}, should be {row['counted']}" for row in unbalanced],
         )
 

@@ -1,8 +1,7 @@
-"""The story: set up, dial, cancel one batch and stop the other, wait, judge."""
+"""The story: create, dial, pause and resume one batch and cancel it, stop the other, wait, judge."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shlex
 import time
@@ -16,9 +15,6 @@ from uuid import UUID
 import httpx2
 import psycopg
 
-from .._shared.auth import service
-from .._shared.database import connect_database
-from .._shared.settings import Settings
 from ..dialer.simulated_carrier import CarrierCall
 from ..local import STATE, CommandError, kept_secret, make_token
 from ..migrations import migrate
@@ -26,7 +22,7 @@ from ..postgres_server import PostgresServer, PostgresServerError, embedded_post
 from .display import Display
 from .processes import Process
 from .sql_console import DatabaseClaim, Progress, SqlConsole
-from .verdict import Reply, Verdict, judge
+from .verdict import Reply, Verdict, events_to_tell, judge, judge_pause
 
 # The ids of stop-calling's example.
 EXTERNAL_USER_ID = "64e5f12345abcdef12345678"
@@ -34,16 +30,17 @@ EXTERNAL_BATCH_ID = "64e5f12345abcdef98765432"
 NEXT_EXTERNAL_BATCH_ID = "64e5f12345abcdef98765433"
 
 MAX_CONCURRENT = 60
-DIALED_BEFORE_CANCEL = 300
-"""Contacts of each batch that are dialed before it is cancelled or stopped; fewer for small batches."""
+CALLS_BEFORE_END = 250
+"""Calls of each batch that are started before it is cancelled or stopped; fewer for small batches."""
 DIALED_WITHIN_S = 60.0
+PAUSED_S = 2.0
 BETWEEN_S = 1.0
 """Seconds from the cancel to the stop, at least."""
 WATCH_S = 1.0
 """Seconds for which the dialer goes on asking for contacts after the last call has ended."""
 CALLS_END_WITHIN_S = 30.0
 LOOK_EVERY_S = 0.1
-_ADD_AT_A_TIME = 5_000
+_GIVE_AT_A_TIME = 10_000
 _KEPT_CONTACTS = 5_000
 _KEPT_CONCURRENT = 3
 _DAY_S = 86_400
@@ -84,9 +81,19 @@ class Stage:
         )
         self.functions_url = self.functions.ready()
         display.say(f"functions   {self.functions_url}  (lastcall serve)")
-        self.carrier = self._start(stack, "carrier", {})
+        self.agency = self.console.add_agency("Acme")
+        self.calling = self.console.set_up_calling(self.agency)
+        self.carrier = self._start(
+            stack,
+            "carrier",
+            {
+                "WEBHOOK_URL": f"{self.functions_url}/functions/v1/webhook-ingest/{self.agency}",
+                "WEBHOOK_SECRET": self.console.rotate_webhook_secret(self.agency),
+            },
+        )
         self.carrier_url = self.carrier.ready()
         display.say(f"carrier     {self.carrier_url}  (simulated, a process of its own, with a record of its own)")
+        display.say("            reports by signed webhooks, some of them late, some of them twice")
         # Against proxies in the environment: both are on this machine.
         self.http = stack.enter_context(httpx2.Client(timeout=90, trust_env=False))
 
@@ -119,24 +126,36 @@ class Stage:
         """A user's token, valid for a day."""
         return make_token(self.secret, user=str(user_id), expires_in=_DAY_S, env={})
 
-    def add_contacts(self, batch_id: UUID, number: int) -> None:
-        """Give a batch contacts, as a backend does: by add_contacts, with the service role."""
-        asyncio.run(_add_contacts(self.functions_uri, batch_id, number))
+    def create_batch(self, title: str, token: str, contacts: int, max_concurrent: int, **settings: str) -> Batch:
+        """Create a batch over HTTP, as its owner's app does: with the contacts that a request may bring, and the
+        others after it. A call that was not answered is tried again after 2 seconds."""
+        body = {**self.calling, "max_concurrent": max_concurrent, "retry_delay_seconds": 2, **settings}
+        first, *others = _contacts(contacts)
+        created = self._send("calls-batch-create", {**body, "contacts": first}, token)
+        batch = Batch(title, UUID(created["batch_id"]))
+        for more in others:
+            self._send("calls-batch-add-contacts", {"batch_id": str(batch.id), "contacts": more}, token)
+        self.console.lift_call_rate(batch.id)
+        return batch
+
+    def _send(self, function: str, body: dict[str, Any], token: str) -> dict[str, Any]:
+        """Send a function a request with contacts, which must succeed; print it and the reply."""
+        path = f"/functions/v1/{function}"
+        response = self.http.post(f"{self.functions_url}{path}", json=body, headers=_bearer(token))
+        self._print(path, {**body, "contacts": [f"({len(body['contacts']):,} contacts)"]}, response)
+        answer: dict[str, Any] = response.raise_for_status().json()
+        return answer
 
     def post(self, path: str, body: dict[str, Any], token: str, batch: Batch) -> Reply:
-        """Send a function the request to end a batch, and print it and the reply as it came."""
+        """Send a function the request to change a batch, and print it and the reply as it came."""
         # So that the connection is open: what is measured is the request.
         self.http.get(f"{self.functions_url}/health")
+        started_before = self.console.started_calls(batch.id)
         sent_at = time.monotonic()
-        response = self.http.post(
-            f"{self.functions_url}{path}", json=body, headers={"Authorization": f"Bearer {token}"}
-        )
+        response = self.http.post(f"{self.functions_url}{path}", json=body, headers=_bearer(token))
         replied_at = time.monotonic()
         started_calls = self.console.started_calls(batch.id)
-        self.display.say()
-        self.display.say(f"POST {path}  {json.dumps(body)}", style="bold")
-        self.display.say(f"{response.http_version} {response.status_code} {response.reason_phrase}")
-        self.display.say(response.text)
+        self._print(path, body, response)
         self.display.say()
         answer = response.json() if response.headers["Content-Type"] == "application/json" else {}
         return Reply(
@@ -145,13 +164,33 @@ class Stage:
             status_code=response.status_code,
             batch_status=answer.get("data", answer).get("status"),
             contacts_skipped=answer.get("contacts_skipped"),
+            started_before=started_before,
             started_calls=started_calls,
         )
 
-    def record(self) -> list[CarrierCall]:
-        """The carrier's record."""
+    def _print(self, path: str, body: dict[str, Any], response: httpx2.Response) -> None:
+        self.display.say()
+        self.display.say(f"POST {path}  {json.dumps(body)}", style="bold")
+        self.display.say(f"{response.http_version} {response.status_code} {response.reason_phrase}")
+        self.display.say(response.text)
+
+    def show_events(self, batch: Batch, token: str) -> None:
+        """Print the batch's audit trail, as calls-batch-events tells it."""
+        path = f"/functions/v1/calls-batch-events?batch_id={batch.id}"
+        response = self.http.get(f"{self.functions_url}{path}", headers=_bearer(token)).raise_for_status()
+        self.display.say()
+        self.display.say(f"GET {path}", style="bold")
+        for event in response.json()["events"]:
+            self.display.say(
+                f"  {event['created_at']}  {event['action']:<12}  {event['from_status'] or '-':>10} -> "
+                f"{event['to_status']:<10}  {event['contacts']:>6,} contacts  by {event['actor_kind']} "
+                f"{event['actor_id'] or ''}".rstrip()
+            )
+
+    def record(self, batch: Batch) -> list[CarrierCall]:
+        """The carrier's record of a batch."""
         calls = self.http.get(f"{self.carrier_url}/calls").raise_for_status().json()
-        return [CarrierCall(**call) for call in calls]
+        return [CarrierCall(**call) for call in calls if call["batch_id"] == str(batch.id)]
 
     def watch(self, batches: Sequence[Batch], until: Callable[[Sequence[Progress]], bool], *, within_s: float) -> bool:
         """Show the batches' progress until it is so; False: it was not, within so many seconds.
@@ -176,27 +215,31 @@ def tell(stack: ExitStack, contacts: int, *, keep: bool) -> int:
     stack.callback(display.freeze)
     stage = Stage(stack, display)
     console = stage.console
-    agency = console.add_agency("Acme")
-    owner = console.add_user(agency, "agency_owner")
-    member = console.add_user(agency, "agency_member", EXTERNAL_USER_ID)
+    owner = console.add_user(stage.agency, "agency_owner")
+    member = console.add_user(stage.agency, "agency_member", EXTERNAL_USER_ID)
+    token = stage.token(owner)
     # Small batches are dialed slower: there must be something left to cancel.
-    concurrent = min(MAX_CONCURRENT, max(2, contacts // 5))
-    cancelled = Batch("batch 1", console.add_batch(agency, owner, max_concurrent=concurrent))
-    stopped = Batch(
-        "batch 2", console.add_batch(agency, member, max_concurrent=concurrent, external_id=EXTERNAL_BATCH_ID)
+    concurrent = min(MAX_CONCURRENT, max(1, contacts // 10))
+    cancelled = stage.create_batch("batch 1", token, contacts, concurrent)
+    stopped = stage.create_batch(
+        "batch 2", token, contacts, concurrent, external_id=EXTERNAL_BATCH_ID, user_id=str(member)
     )
     both = (cancelled, stopped)
-    for batch in both:
-        stage.add_contacts(batch.id, contacts)
+    display.say()
     display.say(f"batches     2 of {contacts:,} contacts each, at most {concurrent} calls at a time in each")
+    display.say("            limits lifted for the demo: calls_per_minute, which is at most 60 otherwise")
     stage.start_dialer(stack)
-    display.say("dialer      claims, passes start_call, places calls")
+    display.say("dialer      claims, passes start_call, places calls, applies webhooks  (lastcall process --loop)")
     display.say()
 
-    token = stage.token(owner)
-    enough = min(DIALED_BEFORE_CANCEL, contacts // 3)
-    _wait_for_calls(stage, both, cancelled, enough)
-    cancel_reply = stage.post("/functions/v1/calls-batch-cancel", {"batch_id": str(cancelled.id)}, token, cancelled)
+    enough = min(CALLS_BEFORE_END, contacts // 3)
+    to_change = {"batch_id": str(cancelled.id)}
+    _wait_for_calls(stage, both, cancelled, enough // 2)
+    pause_reply = stage.post("/functions/v1/calls-batch-pause", to_change, token, cancelled)
+    stage.watch(both, lambda _now: False, within_s=PAUSED_S)
+    resume_reply = stage.post("/functions/v1/calls-batch-resume", to_change, token, cancelled)
+    _wait_for_calls(stage, both, cancelled, max(enough, len(resume_reply.started_before) + 1))
+    cancel_reply = stage.post("/functions/v1/calls-batch-cancel", to_change, token, cancelled)
     stage.watch(both, lambda _now: False, within_s=BETWEEN_S)
     _wait_for_calls(stage, both, stopped, enough)
     stop_reply = stage.post(
@@ -204,30 +247,38 @@ def tell(stack: ExitStack, contacts: int, *, keep: bool) -> int:
     )
     _wait_for_silence(stage, both)
     display.freeze()
+    stage.show_events(cancelled, token)
 
-    record = stage.record()
-    verdicts = []
-    for batch, ended, reply in ((cancelled, "cancelled", cancel_reply), (stopped, "stopped", stop_reply)):
-        of_batch = [call for call in record if call.batch_id == str(batch.id)]
-        verdict = judge(ended, contacts, reply, of_batch, console.books(batch.id))
-        _print_verdict(display, f"{batch.title}, {ended}", verdict)
-        verdicts.append(verdict)
+    record = {batch.id: stage.record(batch) for batch in both}
+    books = {batch.id: console.books(batch.id) for batch in both}
+    verdicts = {
+        "batch 1, paused and resumed": judge_pause(
+            pause_reply,
+            resume_reply,
+            record[cancelled.id],
+            books[cancelled.id].started.keys(),
+            console.started_while_paused(cancelled.id),
+        ),
+        "batch 1, cancelled": judge("cancelled", contacts, cancel_reply, record[cancelled.id], books[cancelled.id]),
+        "batch 2, stopped": judge("stopped", contacts, stop_reply, record[stopped.id], books[stopped.id]),
+    }
+    for title, verdict in verdicts.items():
+        _print_verdict(display, title, verdict)
     claimable = console.claimable_when_resumed(stopped.id)
     display.say(f"  note  resumed (tried out, and undone), a dialer's next claim gets {claimable} contacts")
-    went_on = sum(
-        call.batch_id == str(stopped.id) and cancel_reply.sent_at < call.arrived_at < stop_reply.sent_at
-        for call in record
-    )
+    went_on = sum(cancel_reply.sent_at < call.arrived_at < stop_reply.sent_at for call in record[stopped.id])
     display.say(f"  note  between the cancel of batch 1 and its own stop, {went_on} of its calls started")
 
-    held = all(verdict.holds for verdict in verdicts)
+    held = all(verdict.holds for verdict in verdicts.values())
     display.say()
     if held:
-        display.say("It holds: no call started after either reply, and every contact is accounted for.", "bold green")
+        display.say(
+            "It holds: no call started after a reply, and every contact and every call is accounted for.", "bold green"
+        )
     else:
         display.say("It does NOT hold: see the lines marked NO.", "bold red")
     if keep:
-        _keep(stage, agency, owner, member)
+        _keep(stage, token, member)
     return 0 if held else 1
 
 
@@ -241,42 +292,42 @@ def _start_postgres(stack: ExitStack) -> PostgresServer:
     return server
 
 
-async def _add_contacts(database_url: str, batch_id: UUID, number: int) -> None:
-    settings = Settings(database_url=database_url)
-    database = connect_database(settings)
-    try:
-        for first in range(0, number, _ADD_AT_A_TIME):
-            contacts = [
-                {"phone_number": f"+1555{i:07d}", "custom_data": {"first_name": f"Contact {i}"}}
-                for i in range(first, min(first + _ADD_AT_A_TIME, number))
-            ]
-            await database.call(service(settings), "add_contacts", {"batch_id": batch_id, "contacts": contacts})
-    finally:
-        await database.close()
+def _contacts(number: int) -> list[list[dict[str, Any]]]:
+    """So many contacts, in as many requests as they need."""
+    contacts = [{"phone_number": f"+1555{i:07d}", "first_name": f"Contact {i}"} for i in range(number)]
+    return [contacts[first : first + _GIVE_AT_A_TIME] for first in range(0, number, _GIVE_AT_A_TIME)]
 
 
 def _wait_for_calls(stage: Stage, batches: Sequence[Batch], batch: Batch, enough: int) -> None:
-    """Wait until so many contacts of the batch have been dialed and calls are in progress."""
+    """Wait until so many calls of the batch have been started and some are in progress."""
     place = batches.index(batch)
     if not stage.watch(
         batches,
-        lambda now: now[place].dialed >= enough and now[place].in_progress > 0,
+        lambda now: now[place].in_progress > 0 and len(stage.console.started_calls(batch.id)) >= enough,
         within_s=DIALED_WITHIN_S,
     ):
         raise CommandError(f"{batch.title} was not being dialed within {DIALED_WITHIN_S:.0f} seconds")
 
 
 def _wait_for_silence(stage: Stage, batches: Sequence[Batch]) -> None:
-    """Wait until the calls in progress have ended, at the carrier and in the database (if they do not,
-    the verdict says so); and a while longer, in which the dialer goes on asking for contacts."""
+    """Wait until the calls in progress have ended, at the carrier and in the database, and all that the carrier has
+    to tell was told and applied (if not, the verdict says so); and a while longer, in which the dialer goes on
+    asking for contacts."""
     stage.watch(
         batches,
-        lambda now: (
-            not any(batch.in_progress for batch in now) and all(call.ended_at is not None for call in stage.record())
-        ),
+        lambda now: not any(batch.in_progress for batch in now) and all(_is_told(stage, batch) for batch in batches),
         within_s=CALLS_END_WITHIN_S,
     )
     stage.watch(batches, lambda _now: False, within_s=WATCH_S)
+
+
+def _is_told(stage: Stage, batch: Batch) -> bool:
+    record, webhooks = stage.record(batch), stage.console.webhooks(batch.id)
+    return (
+        all(call.ended_at is not None for call in record)
+        and sum(webhooks.values()) == events_to_tell(record)
+        and "pending" not in webhooks
+    )
 
 
 def _print_verdict(display: Display, title: str, verdict: Verdict) -> None:
@@ -288,18 +339,22 @@ def _print_verdict(display: Display, title: str, verdict: Verdict) -> None:
         display.say(f"  note  {note}")
 
 
-def _keep(stage: Stage, agency: UUID, owner: UUID, member: UUID) -> None:
+def _keep(stage: Stage, token: str, member: UUID) -> None:
     """Start two more batches, print how to cancel and stop them, and serve until Ctrl-C."""
     console, say = stage.console, stage.display.say
-    to_cancel = console.add_batch(agency, owner, max_concurrent=_KEPT_CONCURRENT)
-    to_stop = console.add_batch(agency, member, max_concurrent=_KEPT_CONCURRENT, external_id=NEXT_EXTERNAL_BATCH_ID)
-    for batch_id in (to_cancel, to_stop):
-        stage.add_contacts(batch_id, _KEPT_CONTACTS)
+    to_cancel = stage.create_batch("batch 3", token, _KEPT_CONTACTS, _KEPT_CONCURRENT)
+    stage.create_batch(
+        "batch 4",
+        token,
+        _KEPT_CONTACTS,
+        _KEPT_CONCURRENT,
+        external_id=NEXT_EXTERNAL_BATCH_ID,
+        user_id=str(member),
+    )
     console.process_batches()
-    token = stage.token(owner)
     say()
     say(f"Two more batches of {_KEPT_CONTACTS:,} contacts are being dialed. Cancel one:", style="bold")
-    say(_curl(f"{stage.functions_url}/functions/v1/calls-batch-cancel", token, {"batch_id": str(to_cancel)}))
+    say(_curl(f"{stage.functions_url}/functions/v1/calls-batch-cancel", token, {"batch_id": str(to_cancel.id)}))
     say("Stop the other:", style="bold")
     say(
         _curl(
@@ -318,6 +373,10 @@ def _keep(stage: Stage, agency: UUID, owner: UUID, member: UUID) -> None:
         stage.functions.wait()
     except KeyboardInterrupt:
         say()
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
 
 
 def _curl(url: str, token: str, body: dict[str, str]) -> str:

@@ -13,12 +13,15 @@ shows, twice, that its start_call came before:
 
 A call that fails either counts as started after the reply, whether it reached the carrier or not.
 Arrivals after the reply of calls that pass both are told, and decide nothing.
+
+A pause is judged alike, from its reply to the request to resume: what the database shows, by
+transactions, just before that request, and whatever start_call let through, by time, in between.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..dialer.simulated_carrier import CarrierCall
@@ -37,8 +40,10 @@ class Reply:
     """What the reply says the batch is now."""
     contacts_skipped: int | None
     """What the reply says was skipped; None: it does not say."""
+    started_before: frozenset[int]
+    """The calls of the batch that start_call had let through, as the database showed just before the request."""
     started_calls: frozenset[int]
-    """The calls of the batch that start_call had let through, as the database showed right afterwards."""
+    """The same, right after the reply."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,10 @@ class Books:
     """How many contacts have each status."""
     started: Mapping[int, bool]
     """The calls that start_call let through, and whether that was before the cancel or stop, by time."""
+    placed: Mapping[int, tuple[str, str]]
+    """The carrier's id and the status of the calls that the carrier is known to have."""
+    webhooks: Mapping[str, int]
+    """How many events have each status; `late`: ignored, because the call was over already."""
     unbalanced: Sequence[str]
     """What private.check_counters() has to say."""
 
@@ -92,16 +101,14 @@ def judge(ended: str, contacts: int, reply: Reply, record: Sequence[CarrierCall]
     told = reply.contacts_skipped
     skipped = books.contacts.get("skipped", 0)
     checks = [
-        Check(
-            len(late) == len(on_their_way) and started_late == 0,
-            f"calls started after the reply: {len(late) - len(on_their_way)} by the carrier's record, "
-            f"{started_late} by the database",
-        ),
+        _nothing_started("after the reply", len(late) - len(on_their_way), started_late),
         Check(
             strangers == repeated == 0,
             f"calls at the carrier: {len(record):,}, of which {strangers} never passed start_call, "
             f"{repeated} were placed twice",
         ),
+        _same_results(record, books),
+        _webhooks_applied(record, books),
         Check(
             sum(books.contacts.values()) == contacts and not left_open,
             f"contacts accounted for: {sum(books.contacts.values()):,} of {contacts:,} "
@@ -123,6 +130,71 @@ def judge(ended: str, contacts: int, reply: Reply, record: Sequence[CarrierCall]
     return Verdict(checks=checks, notes=_notes(reply, record, on_their_way))
 
 
+def judge_pause(
+    pause: Reply,
+    resume: Reply,
+    record: Sequence[CarrierCall],
+    started: Collection[int],
+    started_while_paused: frozenset[int],
+) -> Verdict:
+    """The verdict on the pause of a batch that was resumed.
+
+    record: the carrier's, of this batch. started: the calls that start_call let through in all.
+    started_while_paused: those of between the pause and the resume, by time.
+    """
+    started_late = (resume.started_before - pause.started_calls) | started_while_paused
+    arrived = [call for call in record if pause.replied_at < call.arrived_at < resume.sent_at]
+    arrived_late = sum(call.call_id in started_late or call.call_id not in pause.started_calls for call in arrived)
+    went_on = len(set(started) - resume.started_before)
+    return Verdict(
+        checks=[
+            _nothing_started("between the pause's reply and the resume's request", arrived_late, len(started_late)),
+            Check(
+                (pause.status_code, pause.batch_status) == (200, "paused")
+                and (resume.status_code, resume.batch_status) == (200, "processing")
+                and went_on > 0,
+                f"the replies are true: {pause.status_code}, batch {pause.batch_status}; {resume.status_code}, batch "
+                f"{resume.batch_status}, and {went_on:,} calls started then",
+            ),
+        ],
+        notes=[f"paused for {resume.sent_at - pause.replied_at:.1f} s; request to reply: {_request_to_reply(pause)}"],
+    )
+
+
+def events_to_tell(record: Sequence[CarrierCall]) -> int:
+    """How many events the carrier has to tell of calls that are over: started, ended, and joined if it was."""
+    return sum(2 if call.joined_at_utc is None else 3 for call in record)
+
+
+def _nothing_started(when: str, arrived_late: int, started_late: int) -> Check:
+    return Check(
+        arrived_late == started_late == 0,
+        f"calls started {when}: {arrived_late} by the carrier's record, {started_late} by the database",
+    )
+
+
+def _same_results(record: Sequence[CarrierCall], books: Books) -> Check:
+    told = {call.call_id: (call.carrier_call_id, call.status) for call in record}
+    call_ids = told.keys() | books.placed.keys()
+    same = sum(told.get(call_id) == books.placed.get(call_id) for call_id in call_ids)
+    return Check(
+        same == len(call_ids),
+        f"results as the carrier has them: {same:,} of {len(call_ids):,} calls "
+        f"({_by_status(Counter(call.status for call in record))})",
+    )
+
+
+def _webhooks_applied(record: Sequence[CarrierCall], books: Books) -> Check:
+    stored = sum(books.webhooks.values())
+    applied, late = books.webhooks.get("completed", 0), books.webhooks.get("late", 0)
+    left = {status: n for status, n in books.webhooks.items() if status not in ("completed", "late")}
+    return Check(
+        stored == events_to_tell(record) and not left,
+        f"webhooks: {sum(call.webhooks for call in record):,} came of {events_to_tell(record):,} events; "
+        f"{applied:,} applied, {late:,} ignored as too late, left: {_by_status(left)}",
+    )
+
+
 def _notes(reply: Reply, record: Sequence[CarrierCall], on_their_way: Sequence[CarrierCall]) -> list[str]:
     going_on = [
         call
@@ -136,7 +208,7 @@ def _notes(reply: Reply, record: Sequence[CarrierCall], on_their_way: Sequence[C
             f"{len(on_their_way)} of them had passed start_call before, and reached the carrier up to "
             f"{_ms(latest)} after the reply"
         )
-    notes.append(f"request to reply: {_ms(reply.replied_at - reply.sent_at)}")
+    notes.append(f"request to reply: {_request_to_reply(reply)}")
     silence = max((call.arrived_at for call in record), default=reply.sent_at) - reply.sent_at
     notes.append(
         f"request to silence: {_ms(silence)}, then the last call reached the carrier"
@@ -148,6 +220,10 @@ def _notes(reply: Reply, record: Sequence[CarrierCall], on_their_way: Sequence[C
 
 def _by_status(contacts: Mapping[str, int]) -> str:
     return ", ".join(f"{n:,} {status}" for status, n in contacts.items() if n) or "none"
+
+
+def _request_to_reply(reply: Reply) -> str:
+    return _ms(reply.replied_at - reply.sent_at)
 
 
 def _ms(seconds: float) -> str:

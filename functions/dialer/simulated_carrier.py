@@ -84,6 +84,8 @@ class CarrierCall:
     duration_seconds: float | None = None
     joined_at_utc: str | None = None
     ended_at_utc: str | None = None
+    webhooks: int = 0
+    """How many webhooks about it were delivered, repeated ones too."""
 
 
 class SimulatedCarrier:
@@ -166,9 +168,9 @@ class SimulatedCarrier:
         webhook_id = f"msg_{call.carrier_call_id}_{event}"
         delay_s = behaviour.late_s * chance.random() if chance.random() < behaviour.late else 0.0
         for _ in range(2 if chance.random() < behaviour.repeated else 1):
-            self._start(self._send(behaviour.webhook_url, webhook_id, body, delay_s))
+            self._start(self._send(call, behaviour.webhook_url, webhook_id, body, delay_s))
 
-    async def _send(self, url: str, webhook_id: str, body: bytes, delay_s: float) -> None:
+    async def _send(self, call: CarrierCall, url: str, webhook_id: str, body: bytes, delay_s: float) -> None:
         assert self._http is not None
         for tried in range(_WEBHOOK_TRIES):
             await asyncio.sleep(delay_s + tried)
@@ -177,6 +179,7 @@ class SimulatedCarrier:
                 headers |= sign(self._behaviour.webhook_secret, webhook_id, int(time.time()), body)
             try:
                 if (await self._http.post(url, content=body, headers=headers)).is_success:
+                    call.webhooks += 1
                     return
             except httpx2.HTTPError:
                 pass  # tried again

@@ -7,47 +7,66 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
 import psutil
 import pytest
-from psycopg.types.json import Jsonb
 
 from functions.cli import main
 from functions.demo.sql_console import SqlConsole
-from functions.demo.verdict import Reply, Verdict, judge
+from functions.demo.verdict import Reply, Verdict, judge, judge_pause
 from functions.dialer.simulated_carrier import CarrierCall
 
 from ..support.database import TestDatabase
+from ..support.webhooks import JOINED, Carrier, event, process
 
 CONTACTS = 30
 LAST_CONTACT = "batch_id = %s and id = (select max(id) from campaign_contacts)"
+STARTED_BETWEEN = "calls started between the pause's reply and the resume's request"
 LASTCALL = Path(sys.executable).with_name("lastcall")
 
 
 @dataclass
 class Story:
-    """A batch that was dialed and ended in mid-flight by the core itself, and what was seen of it."""
+    """A batch that was dialed, paused and resumed, and ended in mid-flight by the core itself, and what was seen
+    of it: at 5 calls reached the carrier, from 6 to 7 it was paused, from 8 to 9 resumed, at 9.5 more calls came,
+    and from 10 to 11 it was ended."""
 
     db: TestDatabase
     ended: str
     batch: UUID
+    pause: Reply
+    resume: Reply
     reply: Reply
     record: list[CarrierCall]
 
     def verdict(self) -> Verdict:
-        console = SqlConsole(self.db.uri)
-        try:
+        with closing(SqlConsole(self.db.uri)) as console:
             return judge(self.ended, CONTACTS, self.reply, self.record, console.books(self.batch))
-        finally:
-            console.close()
+
+    def pause_verdict(self) -> Verdict:
+        with closing(SqlConsole(self.db.uri)) as console:
+            started = console.books(self.batch).started.keys()
+            return judge_pause(self.pause, self.resume, self.record, started, console.started_while_paused(self.batch))
 
     def arrival(self, call_id: int, at: float) -> None:
-        """Let the carrier record a call, at a time at which 10 is the request and 11 the reply."""
-        self.record.append(CarrierCall(call_id, str(self.batch), at, "", at + 1))
+        """Let the carrier record a call that it answered, and reported on."""
+        self.record.append(
+            CarrierCall(
+                call_id,
+                str(self.batch),
+                at,
+                "",
+                at + 1,
+                carrier_call_id=f"carrier-{call_id}",
+                status="completed",
+                joined_at_utc=JOINED,
+                webhooks=3,
+            )
+        )
 
     def plant_call(self) -> int:
         """Write a call into the database that start_call never let through, started now."""
@@ -65,28 +84,56 @@ def tell(db: TestDatabase, ended: str) -> Story:
     agency = db.agency()
     batch = db.batch(agency, db.user(agency))
     db.contacts(batch, pending=CONTACTS)
-    started = [row["call_id"] for row in db.rows("select call_id from claim_contacts(8)")]
-    db.rows("select start_call(%s, %s)", batch, started)
+    carrier = Carrier(db, agency)
+    before = carrier.place(batch, 4)
+    db.rows("select * from claim_contacts(5)")
+    db.rows("select pause_batch(%s)", batch)
+    db.rows("select resume_batch(%s)", batch)
+    calls = before + carrier.place(batch, 4)
     db.rows("select * from claim_contacts(5)")
     skipped = None
     if ended == "cancelled":
         skipped = db.row("select * from cancel_batch(%s)", batch)["contacts_skipped"]
     else:
         db.rows("select * from stop_batch(%s)", str(batch))
-    results = [{"call_id": call_id, "status": "completed"} for call_id in started]
-    db.rows("select finish_call(%s, %s)", batch, Jsonb(results))
-    reply = Reply(
-        sent_at=10.0,
-        replied_at=11.0,
-        status_code=200,
-        batch_status=ended,
-        contacts_skipped=skipped,
-        started_calls=frozenset(started),
+    # What the carrier says of the first call comes in the wrong order.
+    for event_type in ("call.ended", "call.started", "call.joined"):
+        carrier.tell(event(event_type, calls[0]))
+        process(db)
+    for call in calls[1:]:
+        carrier.tell(*(event(event_type, call) for event_type in ("call.started", "call.joined", "call.ended")))
+    process(db)
+
+    ids_before, ids = (frozenset(call["call_id"] for call in some) for some in (before, calls))
+    story = Story(
+        db,
+        ended,
+        batch,
+        pause=a_reply(6.0, "paused", ids_before),
+        resume=a_reply(8.0, "processing", ids_before),
+        reply=replace(a_reply(10.0, ended, ids), contacts_skipped=skipped),
+        record=[],
     )
-    story = Story(db, ended, batch, reply, [])
-    for call_id in started:
-        story.arrival(call_id, 5.0)
+    for call_id in sorted(ids):
+        story.arrival(call_id, 5.0 if call_id in ids_before else 9.5)
     return story
+
+
+def a_reply(sent_at: float, batch_status: str, started: frozenset[int]) -> Reply:
+    """A second after its request, with these calls started before and after."""
+    return Reply(
+        sent_at=sent_at,
+        replied_at=sent_at + 1,
+        status_code=200,
+        batch_status=batch_status,
+        contacts_skipped=None,
+        started_before=started,
+        started_calls=started,
+    )
+
+
+def broken(verdict: Verdict) -> list[str]:
+    return [check.text for check in verdict.checks if not check.holds]
 
 
 @pytest.fixture(params=["cancelled", "stopped"])
@@ -95,7 +142,8 @@ def story(db: TestDatabase, request: pytest.FixtureRequest) -> Story:
 
 
 def test_a_batch_that_fell_silent_holds(story: Story) -> None:
-    assert story.verdict().holds
+    assert broken(story.verdict()) == []
+    assert broken(story.pause_verdict()) == []
 
 
 def test_a_call_in_the_database_that_started_after_the_reply_breaks_it(story: Story) -> None:
@@ -143,13 +191,48 @@ def test_a_call_placed_twice_breaks_it(story: Story) -> None:
     assert not story.verdict().holds
 
 
+def test_a_call_that_ended_otherwise_at_the_carrier_than_in_the_books_breaks_it(story: Story) -> None:
+    for changes in ({"status": "failed"}, {"carrier_call_id": "another"}):
+        (first, *others) = story.record
+        story.record = [replace(first, **changes), *others]  # type: ignore[arg-type]
+        (text,) = broken(story.verdict())
+        assert text.startswith("results as the carrier has them: 7 of 8 calls")
+        story.record = [first, *others]
+
+
+def test_a_call_that_only_the_books_know_breaks_it(story: Story) -> None:
+    story.record.pop()
+    assert any(text.startswith("results as the carrier has them: 7 of 8") for text in broken(story.verdict()))
+
+
+def test_events_that_came_too_late_are_told_and_break_nothing(story: Story) -> None:
+    assert story.verdict().checks[3].text == (
+        "webhooks: 24 came of 24 events; 22 applied, 2 ignored as too late, left: none"
+    )
+
+
+@pytest.mark.parametrize(
+    "became", ["status = 'pending'", "status = 'dead'", "status = 'ignored', error_message = 'No such call'"]
+)
+def test_an_event_that_is_left_or_was_about_no_call_breaks_it(story: Story, became: str) -> None:
+    story.db.rows(f"update webhook_queue set {became} where id = (select max(id) from webhook_queue)")
+    (text,) = broken(story.verdict())
+    assert text.startswith("webhooks: 24 came of 24 events; 21 applied, 2 ignored as too late, left: 1 ")
+
+
+def test_an_event_that_the_carrier_told_and_nobody_stored_breaks_it(story: Story) -> None:
+    story.db.rows("delete from webhook_queue where id = (select max(id) from webhook_queue)")
+    (text,) = broken(story.verdict())
+    assert text.startswith("webhooks: 24 came of 24 events; 21 applied")
+
+
 def test_a_missing_contact_breaks_it(story: Story) -> None:
     """Also when the counters agree that it never was."""
     story.db.rows(f"delete from campaign_contacts where {LAST_CONTACT}", story.batch)
     story.db.rows("select private.recount_batch(%s)", story.batch)
     verdict = story.verdict()
     assert not verdict.holds
-    assert "29 of 30" in verdict.checks[2].text
+    assert "29 of 30" in verdict.checks[4].text
 
 
 def test_a_contact_that_is_left_in_the_queue_breaks_it(story: Story) -> None:
@@ -162,7 +245,7 @@ def test_wrong_counters_break_it(story: Story) -> None:
     story.db.rows("update call_batches set failed = failed + 1 where id = %s", story.batch)
     verdict = story.verdict()
     assert not verdict.holds
-    assert "failed is 1, should be 0" in verdict.checks[3].text
+    assert "failed is 1, should be 0" in verdict.checks[5].text
     story.db.rows("select private.recount_batch(%s)", story.batch)
 
 
@@ -178,6 +261,47 @@ def test_a_refusal_or_a_reply_that_is_not_true_breaks_it(db: TestDatabase) -> No
         assert not story.verdict().holds
 
 
+def test_a_call_that_start_call_let_through_while_paused_breaks_the_pause(story: Story) -> None:
+    story.db.rows(
+        "update calls set started_at = (select created_at from batch_events where action = 'pause')"
+        " + interval '1 microsecond' where id = %s",
+        story.record[-1].call_id,
+    )
+    assert broken(story.pause_verdict()) == [f"{STARTED_BETWEEN}: 0 by the carrier's record, 1 by the database"]
+
+
+def test_a_call_that_committed_while_paused_breaks_the_pause_even_if_it_began_before(story: Story) -> None:
+    story.record[-1].arrived_at = 7.5
+    story.resume = replace(story.resume, started_before=story.resume.started_before | {story.record[-1].call_id})
+    assert broken(story.pause_verdict()) == [f"{STARTED_BETWEEN}: 1 by the carrier's record, 1 by the database"]
+
+
+def test_a_call_that_reached_the_carrier_while_paused_breaks_the_pause_unless_it_had_started_before(
+    story: Story,
+) -> None:
+    story.record[0].arrived_at = 7.5
+    assert story.pause_verdict().holds
+    story.arrival(999_999, 7.5)
+    assert broken(story.pause_verdict()) == [f"{STARTED_BETWEEN}: 1 by the carrier's record, 0 by the database"]
+
+
+def test_a_pause_or_resume_that_was_refused_or_without_effect_does_not_hold(story: Story) -> None:
+    assert not replace(story, pause=replace(story.pause, batch_status="processing")).pause_verdict().holds
+    assert not replace(story, pause=replace(story.pause, status_code=400)).pause_verdict().holds
+    assert not replace(story, resume=replace(story.resume, batch_status="paused")).pause_verdict().holds
+    assert not replace(story, resume=replace(story.resume, status_code=400)).pause_verdict().holds
+    # Nothing was dialed any more, so that nothing started while paused proves nothing.
+    story.db.rows("update calls set started_at = null where not id = any (%s)", list(story.resume.started_before))
+    (text,) = broken(story.pause_verdict())
+    assert text.endswith("and 0 calls started then")
+
+
+@pytest.mark.parametrize("action", ["pause", "resume"])
+def test_a_batch_that_nobody_paused_and_resumed_does_not_hold(story: Story, action: str) -> None:
+    story.db.rows("delete from batch_events where batch_id = %s and action = %s", story.batch, action)
+    assert not story.pause_verdict().holds
+
+
 def test_a_batch_that_nobody_cancelled_does_not_hold(db: TestDatabase) -> None:
     story = tell(db, "cancelled")
     db.rows("delete from batch_events where batch_id = %s", story.batch)
@@ -187,11 +311,8 @@ def test_a_batch_that_nobody_cancelled_does_not_hold(db: TestDatabase) -> None:
 def test_trying_whether_a_stopped_batch_can_be_resumed_changes_nothing(db: TestDatabase) -> None:
     story = tell(db, "stopped")
     before = db.state()
-    console = SqlConsole(db.uri)
-    try:
+    with closing(SqlConsole(db.uri)) as console:
         assert console.claimable_when_resumed(story.batch) == 20
-    finally:
-        console.close()
     assert db.state() == before
 
 
@@ -243,10 +364,18 @@ def assert_gone(processes: list[psutil.Process]) -> None:
 def assert_told_and_held(done: subprocess.CompletedProcess[str], contacts: int) -> None:
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     lines = done.stdout.splitlines()
-    assert lines.count("HTTP/1.1 200 OK") == 2
-    cancel, stop = (json.loads(line) for line in lines if line.startswith("{"))
+    assert lines.count("HTTP/1.1 201 Created") == 2
+    assert lines.count("HTTP/1.1 200 OK") == 4
+    *created, pause, resume, cancel, stop = (json.loads(line) for line in lines if line.startswith("{"))
+    assert [answer["total_contacts"] for answer in created] == [contacts, contacts]
+    assert (pause["status"], resume["status"]) == ("paused", "processing")
     assert (cancel["success"], cancel["status"]) == (True, "cancelled")
     assert stop["data"] == {"batchId": "64e5f12345abcdef98765432", "status": "stopped"}
+    trail = [line.split()[1] for line in lines if "contacts  by " in line]
+    assert trail == ["create", "process", "pause", "resume", "cancel"]
+    assert done.stdout.count(f"{STARTED_BETWEEN}: 0 by the carrier's record, 0 by the database") == 1
+    assert done.stdout.count("ok    results as the carrier has them: ") == 2
+    assert done.stdout.count(" ignored as too late, left: none") == 2
     assert done.stdout.count("calls started after the reply: 0 by the carrier's record, 0 by the database") == 2
     assert done.stdout.count(f"contacts accounted for: {contacts} of {contacts} (") == 2
     assert done.stdout.count("counters balanced: yes") == 2

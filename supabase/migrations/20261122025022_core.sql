@@ -5160,7 +5160,7 @@ comment on function private.apply_webhooks(uuid, uuid, private.webhook_event[]) 
 -- minutes, each by itself then, so that only what is wrong fails again; after max_attempts they are dead.
 -- It never waits for a lock, so it is part of no deadlock: events and batches that someone else holds are left to a
 -- later run, which counts as no attempt. It holds the batches that it has changed until it commits, and a cancel of
--- one waits for that: so it begins no further one after 200 milliseconds, and leaves the rest to the next run.
+-- one waits for that: so it begins no further one after 50 milliseconds, and leaves the rest to the next run.
 -- Returns {"processed": applied or ignored, "failed": ...}, or {"processed": 0} when nothing was due.
 -- Raises PT401, PT403 (not a service or console), PT400 (a number out of range).
 -- Contract: process-webhook-queue.
@@ -5204,7 +5204,7 @@ begin
      order by min(d.id)
   loop
     exit when clock_timestamp() > v_until;
-    v_until := coalesce(v_until, clock_timestamp() + interval '200 milliseconds');
+    v_until := coalesce(v_until, clock_timestamp() + interval '50 milliseconds');
     if v_group.batch_id is null then
       v_outcomes := array(select (e.id, 'ignored', 'No such call')::private.webhook_outcome from unnest(v_group.events) e);
     else
@@ -5249,7 +5249,7 @@ revoke execute on function private.process_webhook_queue(integer) from public;
 grant  execute on function private.process_webhook_queue(integer) to service_role, lastcall_admin;
 comment on function private.process_webhook_queue(integer) is 'public.process_webhook_queue.';
 
-create or replace function public.process_webhook_queue(max_events integer default 500)
+create or replace function public.process_webhook_queue(max_events integer default 200)
 returns jsonb
 language sql volatile
 security invoker
