@@ -26,7 +26,7 @@ def main() -> int:
         dialers=options.dialers,
         killed=options.killed,
         dial_s=options.seconds,
-        drain_s=90,
+        drain_s=95,
         changes_a_second=options.batches / 40,
         seed=options.seed,
     )

@@ -104,7 +104,7 @@ def soak(plan: Plan, server: PostgresServer, folder: Path) -> Report:
             "CARRIER_URL": carrier,
             "LASTCALL_CARRIER_TIMEOUT_MS": "5000",
             # Longer than a request can be on its way to a carrier that has not enough of this machine.
-            "LASTCALL_RECONCILE_AFTER_S": "20",
+            "LASTCALL_RECONCILE_AFTER_S": "60",
             "LASTCALL_RECONCILE_EVERY_MS": "1000",
         }
         dialers = [stack.enter_context(_dialer(dialing, folder, place)) for place in range(plan.dialers)]
@@ -294,9 +294,10 @@ def _judge(db: TestDatabase, record: list[dict[str, Any]], users: Users, dialed_
         Finding("no contact was called more often than it may", db.rows(
             "select id from campaign_contacts where attempts > max_attempts")),
         Finding("what the carrier says of a call is what the books say", [
-            (call, carrier[call]["status"], calls[call]["status"], calls[call]["outcome"])
-            for call in carrier
-            if call in calls and calls[call]["status"] != carrier[call]["status"]
+            {"call": call, "carrier": seen["status"], "arrived": seen["arrived_at_utc"],
+             **{name: str(calls[call][name]) for name in ("status", "outcome", "started_at", "ended_at")}}
+            for call, seen in carrier.items()
+            if call in calls and calls[call]["status"] != seen["status"]
         ]),
         Finding("a contact that was reached was reached once", db.rows(
             "select contact_id from calls where status = 'completed' group by 1 having count(*) > 1")),
