@@ -1,4 +1,4 @@
-"""supabase/schedule.sql, as far as a plain PostgreSQL goes: with stand-ins for pg_cron, pg_net and the vault,
+"""sql/schedule/pg_cron.sql, as far as a plain PostgreSQL goes: with stand-ins for pg_cron, pg_net and the vault,
 which remember what they were told."""
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from functions.migrations import MIGRATIONS
+from functions.migrations import SQL
 
 from ..support.database import TestDatabase
 
-SCHEDULE = (MIGRATIONS.parent / "schedule.sql").read_text()
+SCHEDULE = (SQL / "schedule" / "pg_cron.sql").read_text()
 STAND_INS = {
     "pg_cron": """
         create schema cron;
