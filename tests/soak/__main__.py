@@ -28,6 +28,7 @@ def main() -> int:
         dial_s=options.seconds,
         drain_s=95,
         changes_a_second=options.batches / 40,
+        reconcile_after_s=60,
         seed=options.seed,
     )
     with short_lived_folder() as folder:

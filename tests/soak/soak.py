@@ -44,7 +44,8 @@ CHANGES = {
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """batches of contacts each, dialers of which some are killed half way; how many seconds to dial, and to wait for
-    what is in progress then; how often users change a batch, a second."""
+    what is in progress then; how often users change a batch, a second; after how many seconds a call that the carrier
+    never heard of was not placed, longer than a request can be on its way on a machine that has too much to do."""
 
     batches: int
     contacts: int
@@ -53,6 +54,7 @@ class Plan:
     dial_s: float
     drain_s: float
     changes_a_second: float
+    reconcile_after_s: int
     seed: int = 0
 
 
@@ -103,8 +105,7 @@ def soak(plan: Plan, server: PostgresServer, folder: Path) -> Report:
             "LASTCALL_CARRIER": "simulator",
             "CARRIER_URL": carrier,
             "LASTCALL_CARRIER_TIMEOUT_MS": "5000",
-            # Longer than a request can be on its way to a carrier that has not enough of this machine.
-            "LASTCALL_RECONCILE_AFTER_S": "60",
+            "LASTCALL_RECONCILE_AFTER_S": str(plan.reconcile_after_s),
             "LASTCALL_RECONCILE_EVERY_MS": "1000",
         }
         dialers = [stack.enter_context(_dialer(dialing, folder, place)) for place in range(plan.dialers)]

@@ -9,7 +9,9 @@ from .soak import Plan, soak
 
 
 def test_everything_at_once_keeps_every_promise(own_folder: Path) -> None:
-    plan = Plan(batches=12, contacts=60, dialers=3, killed=1, dial_s=12, drain_s=90, changes_a_second=3)
+    plan = Plan(
+        batches=12, contacts=60, dialers=3, killed=1, dial_s=12, drain_s=90, changes_a_second=3, reconcile_after_s=20
+    )
     server = new_server(own_folder / "postgres")
     server.start()
     try:
