@@ -176,6 +176,7 @@ class Life(RuleBasedStateMachine):
         odd = self.db.rows(
             "select c.id, c.status, count(k.id) from campaign_contacts c left join calls k"
             " on k.agency_id = c.agency_id and k.batch_id = c.batch_id and k.contact_id = c.id"
+            " and k.status in ('queued', 'in_progress', 'unknown')"
             " and (k.status::text = c.status::text or (k.status, c.status) = ('unknown', 'in_progress'))"
             " group by c.id, c.status"
             " having count(k.id) <> case when c.status in ('queued', 'in_progress') then 1 else 0 end"
