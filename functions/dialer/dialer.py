@@ -333,9 +333,8 @@ class Dialer:
             if found is not None:
                 self._record_answer(batch_id, call.call_id, found)
             elif call.age_seconds >= self._settings.reconcile_after_s:
-                # What the carrier once had and has no more was placed: nobody is called again because of it.
-                status, outcome = ("failed", "not_placed") if call.carrier_call_id is None else ("completed", "lost")
-                self._record("finish_call", batch_id, {"call_id": call.call_id, "status": status, "outcome": outcome})
+                asked = {"call_id": call.call_id, "carrier_call_id": call.carrier_call_id}
+                self._record("finish_call", batch_id, {**asked, "status": "missing"})
 
     # What these have in common.
 

@@ -1,5 +1,5 @@
 -- Record the results of calls of one batch, in a group: one change of the batch's counters.
--- p_results: a JSON array of objects with call_id, status (completed, failed or unknown) and,
+-- p_results: a JSON array of objects with call_id, status (completed, failed, unknown or missing) and,
 -- where known, outcome, duration_seconds, carrier_call_id, notes, counted. A failed call with attempts left
 -- puts its contact back, due after the batch's retry delay, unless its outcome is not one to try
 -- again after, or the batch is over (cancelled, or ended early): then the contact is failed.
@@ -7,6 +7,9 @@
 -- attempts it had and, unless the batch is over, goes back whatever the outcome.
 -- A call is unknown when nobody could tell whether the carrier got it. It stays in progress until the carrier
 -- tells its end or that there was no such call; it is never placed again before.
+-- A call is missing when the carrier was asked, by carrier_call_id if that was known, and has no such call. One that it
+-- never confirmed was not placed: it failed, outcome not_placed. One that it had is completed, outcome lost: nobody is
+-- called again because of it. One that it confirmed since it was asked is left as it is.
 -- A result for a call that is not in progress (told twice, never started) changes nothing.
 -- Returns the ids of the calls that it changed.
 -- Raises PT401, PT403 (not a service or console), PT404, PT400 (not such an array).
@@ -36,10 +39,10 @@ begin
            or jsonb_typeof(r.result -> 'call_id') is distinct from 'number'
            or r.result ->> 'call_id' !~ '^[0-9]{1,18}$'
            or jsonb_typeof(r.result -> 'status') is distinct from 'string'
-           or r.result ->> 'status' not in ('completed', 'failed', 'unknown')
+           or r.result ->> 'status' not in ('completed', 'failed', 'unknown', 'missing')
            or jsonb_typeof(r.result -> 'duration_seconds') not in ('number', 'null')
            or jsonb_typeof(r.result -> 'counted') not in ('boolean', 'null')) then
-    raise sqlstate 'PT400' using message = 'results must be an array of objects with a call_id, a status completed, failed or unknown, numbers as durations, and counted true or false',
+    raise sqlstate 'PT400' using message = 'results must be an array of objects with a call_id, a status completed, failed, unknown or missing, numbers as durations, and counted true or false',
       detail = '{"code": "results_invalid"}';
   end if;
 
@@ -47,12 +50,19 @@ begin
   v_now := clock_timestamp();
   v_retry_at := v_now + make_interval(secs => v_batch.retry_delay_seconds);
   for v_result in
-    select r.call_id, r.status, r.outcome, r.carrier_call_id, r.notes,
+    select r.call_id, r.carrier_call_id, r.notes,
+           r.status = 'missing' as is_missing,
+           case when r.status <> 'missing' then r.status
+                when r.carrier_call_id is null then 'failed'
+                else 'completed' end::public.call_status as status,
+           case when r.status <> 'missing' then r.outcome
+                when r.carrier_call_id is null then 'not_placed'
+                else 'lost' end as outcome,
            r.status = 'failed' and not coalesce(r.counted, true) as is_no_attempt,
            case when r.duration_seconds is not null
              then least(greatest(round(r.duration_seconds), 0), 2147483647)::integer end as duration_seconds
       from jsonb_to_recordset(p_results) as r (
-        call_id bigint, status public.call_status, outcome text, duration_seconds numeric,
+        call_id bigint, status text, outcome text, duration_seconds numeric,
         carrier_call_id text, notes text, counted boolean)
   loop
     update public.calls c
@@ -64,6 +74,7 @@ begin
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_result.call_id
        -- As text: not by the index of open calls, which would read all those of the batch.
        and c.status::text in ('in_progress', 'unknown') and c.status <> v_result.status
+       and (not v_result.is_missing or c.carrier_call_id is not distinct from v_result.carrier_call_id)
     returning c.* into v_call;
     continue when not found;
     return next v_result.call_id;

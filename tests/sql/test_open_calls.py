@@ -165,3 +165,24 @@ def test_only_a_failed_call_can_have_been_no_attempt(db: TestDatabase) -> None:
     with pytest.raises(psycopg.Error) as refused:
         finish(db, batch, calls, status="failed", counted="no")
     assert refused.value.sqlstate == "PT400"
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "asked", "call", "contact"),
+    [
+        (None, None, ("failed", "not_placed"), "scheduled"),
+        ("c-1", "c-1", ("completed", "lost"), "completed"),
+        # It came to the carrier after the dialer had asked: the answer says nothing of it.
+        ("c-1", None, ("in_progress", None), "in_progress"),
+    ],
+)
+def test_a_call_that_the_carrier_does_not_have_was_not_placed_unless_it_had_it(
+    db: TestDatabase, confirmed: str | None, asked: str | None, call: tuple[str, str | None], contact: str
+) -> None:
+    batch, calls = in_progress(db, 1)
+    if confirmed is not None:
+        db.rows("select confirm_call(%s, %s)", batch, json.dumps([{"call_id": calls[0], "carrier_call_id": confirmed}]))
+    finish(db, batch, calls, status="missing", carrier_call_id=asked)
+    row = db.row("select status::text, outcome from calls")
+    assert (row["status"], row["outcome"]) == call
+    assert db.statuses(batch) == {contact: 1}
