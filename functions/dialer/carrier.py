@@ -54,7 +54,8 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     status: Literal["completed", "failed"]
     outcome: str
     carrier_call_id: str
-    duration_seconds: float = 0
+    duration_seconds: float | None = None
+    """None: there was no conversation."""
     notes: str | None = None
 
 

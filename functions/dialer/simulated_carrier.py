@@ -34,7 +34,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 _WEBHOOK_TRIES = 5
-_END_REASONS = {"in_progress": None, "completed": "hangup", "failed": "unjoined"}
+_END_REASONS = {"answered": "hangup", "no_answer": "unjoined"}
+"""Of outcomes; any other is its own reason."""
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - what such secrets begin with
 
 
@@ -235,7 +236,7 @@ def _event(event: str, call: CarrierCall) -> bytes:
                 "created": call.arrived_at_utc,
                 "joined": call.joined_at_utc,
                 "ended": call.ended_at_utc,
-                "endReason": _END_REASONS[call.status],
+                "endReason": _END_REASONS.get(call.outcome or "", call.outcome),
                 "metadata": {
                     "batch_id": call.batch_id,
                     "contact_id": str(call.contact_id),

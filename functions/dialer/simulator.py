@@ -52,5 +52,5 @@ def _state(state: _State) -> GoingOn | Ended:
         status="completed" if state.status == "completed" else "failed",
         outcome=state.outcome or "answered",
         carrier_call_id=state.carrier_call_id,
-        duration_seconds=state.duration_seconds or 0,
+        duration_seconds=state.duration_seconds,
     )

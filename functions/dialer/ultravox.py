@@ -11,8 +11,6 @@ from .._shared.settings import Settings
 from .carrier import Call, CallRefusedError, CarrierHttp, Ended, GoingOn, OpenCall, read
 
 _URL = "https://api.ultravox.ai"
-# Why calls end that the other side did not take part in, or not to the end.
-_FAILURES = ("connection_error", "system_error")
 
 
 class _Created(msgspec.Struct, rename="camel"):
@@ -80,15 +78,15 @@ def _metadata(call: Call) -> dict[str, str]:
 
 
 def _state(call: _Call) -> GoingOn | Ended:
+    """As private.apply_webhooks reads the same call from its webhook."""
     if call.ended is None:
         return GoingOn(call.call_id)
     if call.joined is None:
-        outcome = "no_answer" if call.end_reason == "unjoined" else call.end_reason or "no_answer"
+        outcome = "no_answer" if call.end_reason == "unjoined" else call.end_reason or "unknown"
         return Ended(status="failed", outcome=outcome, carrier_call_id=call.call_id)
-    broken = call.end_reason if call.end_reason in _FAILURES else None
     return Ended(
-        status="failed" if broken else "completed",
-        outcome=broken or "answered",
+        status="completed",
+        outcome="answered",
         carrier_call_id=call.call_id,
         duration_seconds=(call.ended - call.joined).total_seconds(),
         notes=call.short_summary,

@@ -24,8 +24,11 @@ from functions.dialer.carrier import (
     connect_carrier,
 )
 
+from ..support.database import TestDatabase
 from ..support.serving import serving
 from ..support.ultravox import API_KEY, UltravoxStandIn
+from ..support.webhooks import Carrier as Reporter
+from ..support.webhooks import event
 
 T = TypeVar("T")
 BATCH = UUID("5eed0000-0000-4000-8000-0000000000b1")
@@ -179,14 +182,22 @@ def test_a_call_whose_answer_was_lost_is_found_by_its_metadata(account: Ultravox
         ("hangup", True, "completed", "answered", 90),
         ("agent_hangup", True, "completed", "answered", 90),
         ("timeout", True, "completed", "answered", 90),
-        ("connection_error", True, "failed", "connection_error", 90),
-        ("system_error", True, "failed", "system_error", 90),
-        ("unjoined", False, "failed", "no_answer", 0),
-        ("system_error", False, "failed", "system_error", 0),
+        ("connection_error", True, "completed", "answered", 90),
+        ("system_error", True, "completed", "answered", 90),
+        ("unjoined", False, "failed", "no_answer", None),
+        ("system_error", False, "failed", "system_error", None),
+        (None, False, "failed", "unknown", None),
     ],
 )
-def test_a_call_that_ended_has_a_result(
-    account: UltravoxStandIn, url: str, reason: str, joined: bool, status: str, outcome: str, duration: int
+def test_a_call_that_ended_has_the_same_result_when_it_is_found_as_by_its_webhook(
+    account: UltravoxStandIn,
+    url: str,
+    db: TestDatabase,
+    reason: str | None,
+    joined: bool,
+    status: str,
+    outcome: str,
+    duration: int | None,
 ) -> None:
     place(url)
     account.end(reason, "2026-01-01T10:00:00Z" if joined else None)
@@ -196,6 +207,18 @@ def test_a_call_that_ended_has_a_result(
     assert ended.carrier_call_id == account.calls[0]["callId"]
     known = msgspec.structs.replace(UNKNOWN, carrier_call_id=account.calls[0]["callId"])
     assert find(url, known) == ended
+
+    carrier = Reporter(db, db.agency())
+    batch = db.batch(carrier.agency)
+    db.contacts(batch, pending=1)
+    (call,) = carrier.place(batch, 1)
+    carrier.tell(event("call.ended", call, **{**account.calls[0], "metadata": event("", call)["call"]["metadata"]}))
+    db.rows("select process_webhook_queue()")
+    assert db.row("select status::text, outcome, duration_seconds from calls") == {
+        "status": status,
+        "outcome": outcome,
+        "duration_seconds": duration,
+    }
 
 
 def test_a_call_that_was_deleted_there_is_not_there(url: str) -> None:

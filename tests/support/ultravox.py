@@ -33,7 +33,7 @@ class UltravoxStandIn:
             ]
         )
 
-    def end(self, reason: str, joined: str | None = "2026-01-01T10:00:00Z") -> None:
+    def end(self, reason: str | None, joined: str | None = "2026-01-01T10:00:00Z") -> None:
         """Let the latest call end, a minute and a half after it was joined."""
         self.calls[-1] |= {"joined": joined, "ended": "2026-01-01T10:01:30Z", "endReason": reason}
 
