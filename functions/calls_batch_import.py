@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import AsyncIterator
-from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
 from anyio.to_thread import run_sync
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from ._shared.auth import Caller, verify_jwt
+from ._shared.batch import BatchSettings, given
 from ._shared.contact_file import ContactFile, FileError, read_contacts
+from ._shared.contacts_csv import ERRORS_HEADER, error_lines
 from ._shared.database import call
 from ._shared.errors import FunctionError
 from ._shared.http import edge_function, invalid, read_form, read_query, reply
@@ -27,31 +26,17 @@ from ._shared.text import Text
 _JSON_FIELDS = ("calling_numbers", "retry_outcomes", "calling_hours", "allowed_days")
 _ALIASES = {"batch_name": "name", "calling_hour": "calling_hours", "delay": "retry_delay_seconds"}
 _ERRORS_SHOWN = 100
-_PHONE_NUMBER = re.compile(r"[+0-9][0-9 ().-]*")
 
 
-class Batch(msgspec.Struct):
-    """The batch that the contacts go into: batch_id, or the settings of a new one as calls-batch-create has them."""
+class Batch(BatchSettings, kw_only=True):
+    """The batch that the contacts go into: batch_id, or what calls-batch-create has for a new one. max_attempts: of
+    contacts that do not say."""
 
-    batch_id: UUID | UnsetType = UNSET
-    agent_mapping_id: UUID | UnsetType = UNSET
-    from_number: Text | UnsetType = UNSET
-    campaign_id: UUID | UnsetType = UNSET
-    calls_per_minute: int | UnsetType = UNSET
-    max_concurrent: int | UnsetType = UNSET
-    scheduled_for: Annotated[datetime, Meta(tz=True)] | UnsetType = UNSET
-    mode: Literal["immediate", "scheduled"] | UnsetType = UNSET
-    name: Text | UnsetType = UNSET
-    external_id: Text | UnsetType = UNSET
-    user_id: UUID | UnsetType = UNSET
-    calling_numbers: list[Text] | UnsetType = UNSET
-    retry_delay_seconds: int | UnsetType = UNSET
-    retry_outcomes: list[Text] | UnsetType = UNSET
-    calling_hours: dict[str, Any] | UnsetType = UNSET
-    allowed_days: list[int] | UnsetType = UNSET
-    timezone: Text | UnsetType = UNSET
-    max_calls_per_number: int | UnsetType = UNSET
-    max_attempts: int | UnsetType = UNSET
+    batch_id: UUID | None = None
+    agent_mapping_id: UUID | None = None
+    from_number: Text | None = None
+    campaign_id: UUID | None = None
+    max_attempts: int | None = None
 
 
 class How(msgspec.Struct):
@@ -130,27 +115,26 @@ async def _check(request: Request, caller: Caller, contacts: ContactFile) -> Non
 
 def _read_fields(form: FormData) -> tuple[How, dict[str, Any]]:
     """How to import, and the arguments that say into which batch. Raises 400."""
-    given: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for field, value in form.multi_items():
         name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", field).lower()
         name = _ALIASES.get(name, name)
-        if name in given:
+        if name in fields:
             raise FunctionError(400, "invalid_body", f"{name} is given twice")
         if isinstance(value, str) and value:
-            given[name] = value
+            fields[name] = value
     try:
-        for name in given.keys() & _JSON_FIELDS:
-            given[name] = msgspec.json.decode(given[name])
-        how = msgspec.convert(given, How, strict=False)
-        batch = msgspec.convert(given, Batch, strict=False)
+        for name in fields.keys() & _JSON_FIELDS:
+            fields[name] = msgspec.json.decode(fields[name])
+        how = msgspec.convert(fields, How, strict=False)
+        batch = msgspec.convert(fields, Batch, strict=False)
     except msgspec.ValidationError as error:
         raise invalid(error, "invalid_body") from None
     except msgspec.DecodeError:
         raise FunctionError(400, "invalid_body", f"{', '.join(_JSON_FIELDS)} must be JSON") from None
-    if batch.max_attempts is UNSET and how.retry is not None:
+    if batch.max_attempts is None and how.retry is not None:
         batch.max_attempts = how.retry + 1
-    arguments = msgspec.structs.asdict(batch)
-    return how, {name: value for name, value in arguments.items() if value is not UNSET}
+    return how, given(batch)
 
 
 async def _read_file(form: FormData) -> ContactFile:
@@ -174,11 +158,11 @@ async def _list_errors(request: Request, caller: Caller) -> Response:
 
     first = await errors_after(0)
 
-    async def lines() -> AsyncIterator[str]:
-        yield "row,phone_number,error\r\n"
+    async def lines() -> AsyncIterator[bytes]:
+        yield ERRORS_HEADER
         errors = first
         while errors:
-            yield _csv(errors)
+            yield error_lines(errors)
             errors = await errors_after(errors[-1]["row"])
 
     headers = {
@@ -186,15 +170,3 @@ async def _list_errors(request: Request, caller: Caller) -> Response:
         "Content-Disposition": f'attachment; filename="import-errors-{query.import_id}.csv"',
     }
     return StreamingResponse(lines(), headers=headers, media_type="text/csv")
-
-
-def _csv(errors: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerows([error["row"], _as_text(error["phone_number"] or ""), error["error"]] for error in errors)
-    return text.getvalue()
-
-
-def _as_text(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if cell[:1] in ("=", "+", "-", "@", "\t", "\r") and not _PHONE_NUMBER.fullmatch(cell) else cell

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
-from ._shared.contacts import MAX_BYTES, Number, check_json
+from ._shared.contacts import MAX_BYTES, check_json
 from ._shared.database import call
 from ._shared.envelope import envelope, error_envelope
 from ._shared.http import edge_function, read_body, reply
@@ -22,7 +22,7 @@ class StartCalling(msgspec.Struct, rename="camel"):
 
     batch_id: Text
     user_id: Text
-    calling_numbers: list[Number] | None = None
+    calling_numbers: list[Text] | None = None
     call_data: msgspec.Raw = msgspec.Raw(b"null")
     uuid: Text | None = None
     reason: Text | None = None

@@ -1,10 +1,13 @@
-"""What the functions that change a batch's status have in common."""
+"""What the functions that create or change batches have in common."""
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,6 +15,31 @@ from .auth import verify_jwt
 from .database import call
 from .http import read_body, reply
 from .text import Text
+
+
+class BatchSettings(msgspec.Struct, kw_only=True):
+    """The settings of a new batch, by the names that public.create_batch has for them; it has the defaults of those
+    that are left out."""
+
+    calls_per_minute: int | None = None
+    max_concurrent: int | None = None
+    scheduled_for: Annotated[datetime, Meta(tz=True)] | None = None
+    mode: Literal["immediate", "scheduled"] | None = None
+    name: Text | None = None
+    external_id: Text | None = None
+    user_id: UUID | None = None
+    calling_numbers: list[Text] | None = None
+    retry_delay_seconds: int | None = None
+    retry_outcomes: list[Text] | None = None
+    calling_hours: dict[str, Text] | None = None
+    allowed_days: list[int] | None = None
+    timezone: Text | None = None
+    max_calls_per_number: int | None = None
+
+
+def given(arguments: msgspec.Struct) -> dict[str, Any]:
+    """Those that are given: the procedure has defaults for the others."""
+    return {name: value for name, value in msgspec.structs.asdict(arguments).items() if value is not None}
 
 
 class ChangeBatch(msgspec.Struct):

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import msgspec
-from msgspec import Meta
 
 from .errors import FunctionError
 
 MAX_BYTES = 1 << 24
 """The largest body with contacts: 10,000 of them with 1.6 kB each."""
-
-Number = Annotated[str, Meta(min_length=1, max_length=50, pattern=r"^[^\x00]*$")]
-"""A phone number, as it was given."""
 
 
 def check_json(given: msgspec.Raw) -> msgspec.Raw | None:

@@ -1,4 +1,4 @@
-"""A batch's contacts as CSV: what calls-batch-export answers and `lastcall export` writes."""
+"""Contacts, and the invalid rows of an import, as CSV: what the functions answer and `lastcall` writes."""
 
 from __future__ import annotations
 
@@ -40,5 +40,12 @@ def _cell(value: Any) -> str:
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
+def error_lines(errors: list[dict[str, Any]]) -> bytes:
+    """The lines of an import's invalid rows, as public.list_import_errors gives them."""
+    return csv_lines([[error["row"], error["phone_number"], error["error"]] for error in errors])
+
+
 HEADER = csv_lines([COLUMNS])
-"""The first line."""
+"""The first line of contacts."""
+ERRORS_HEADER = csv_lines([["row", "phone_number", "error"]])
+"""The first line of invalid rows."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import select
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from .settings import Settings
 # Postgres asks for these to be tried again: nothing was wrong, two transactions met.
 _RETRY_SQLSTATES = ("40001", "40P01")
 # Connection exceptions, too many connections, shutdown and restart.
-_UNAVAILABLE_SQLSTATES = ("08", "53", "57P")
+UNAVAILABLE_SQLSTATES = ("08", "53", "57P")
 # What Postgres cannot hold of JSON that it was given as it came: half a surrogate pair or a NUL, a number
 # too large, too many levels.
 _JSON_SQLSTATES = ("22P02", "22P05", "22003", "54001")
@@ -72,10 +72,7 @@ class PostgresDatabase:
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] | None = None
 
     async def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
-        names = sql.SQL(", ").join(
-            sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in arguments
-        )
-        query = sql.SQL("select to_json(r) from public.{}({}) r").format(sql.Identifier(procedure), names)
+        query = procedure_call(procedure, arguments)
         values = {name: _as_json(value) for name, value in arguments.items()}
         for last_try in (False, True):
             try:
@@ -152,6 +149,14 @@ class PostgresDatabase:
         return self._pool
 
 
+def procedure_call(procedure: str, arguments: Iterable[str]) -> sql.Composed:
+    """The statement that calls public.<procedure> with arguments of these names, each row a JSON value."""
+    names = sql.SQL(", ").join(
+        sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in arguments
+    )
+    return sql.SQL("select to_json(r) from public.{}({}) r").format(sql.Identifier(procedure), names)
+
+
 def _as_json(value: Any) -> Any:
     """Objects and lists of objects are jsonb; lists of numbers or strings are arrays."""
     if isinstance(value, msgspec.Raw):
@@ -199,7 +204,7 @@ def _translate(error: psycopg.Error) -> Exception:
         )
     if sqlstate.startswith("PT"):
         return _refusal(sqlstate, error.diag.message_primary, error.diag.message_detail)
-    if sqlstate.startswith(_UNAVAILABLE_SQLSTATES):
+    if sqlstate.startswith(UNAVAILABLE_SQLSTATES):
         return unavailable("database_unavailable", "The database is out of reach; try again")
     return error
 
@@ -275,6 +280,6 @@ def _translate_postgrest(error: Any) -> Exception:
     if code.startswith("PGRST30"):
         return FunctionError(401, "unauthorized", "Invalid token", {"WWW-Authenticate": "Bearer"})
     # PGRST00x: PostgREST has no database connection. 502 to 504: nor do we have PostgREST.
-    if code.startswith(("PGRST00", *_UNAVAILABLE_SQLSTATES)) or code in ("502", "503", "504"):
+    if code.startswith(("PGRST00", *UNAVAILABLE_SQLSTATES)) or code in ("502", "503", "504"):
         return unavailable("database_unavailable", "The database is out of reach; try again")
     return error  # type: ignore[no-any-return]

@@ -10,16 +10,15 @@ from urllib.parse import urlencode
 
 import httpx2
 import psycopg
-from psycopg import sql
 
 from .._shared.contact_file import ContactFile, FileError, read_contacts
-from .._shared.contacts_csv import HEADER, contact_lines, csv_lines
+from .._shared.contacts_csv import ERRORS_HEADER, HEADER, contact_lines, error_lines
+from .._shared.database import UNAVAILABLE_SQLSTATES, procedure_call
 from ..local import CommandError
 from .session import CONNECT_TIMEOUT_S, TIMEOUT_S, NotLoggedInError, OutOfReachError, Session, supabase_client
 
 Answer = dict[str, Any]
 
-ERRORS_HEADER = csv_lines([["row", "phone_number", "error"]])
 # An import answers when all its rows are in.
 _IMPORT_TIMEOUT_S = 3600.0
 
@@ -271,13 +270,9 @@ class SqlClient:
 
     def _call(self, procedure: str, **arguments: Any) -> Answer:
         given = _given(arguments)
-        names = sql.SQL(", ").join(
-            sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in given
-        )
-        query = sql.SQL("select to_json(r) from public.{}({}) r").format(sql.Identifier(procedure), names)
         connection = self._connect()
         try:
-            row = connection.execute(query, given).fetchone()
+            row = connection.execute(procedure_call(procedure, given), given).fetchone()
         except psycopg.Error as error:
             if connection.closed:
                 self.close()
@@ -301,11 +296,6 @@ class SqlClient:
             except psycopg.Error as error:
                 raise CommandError(f"DATABASE_URL: {error}") from None
         return self._connection
-
-
-def error_lines(errors: list[dict[str, Any]]) -> bytes:
-    """Invalid rows of a file as CSV, under ERRORS_HEADER."""
-    return csv_lines([[error["row"], error["phone_number"], error["error"]] for error in errors])
 
 
 def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -348,7 +338,7 @@ def _rpc_refusal(code: str, message: str, details: Any) -> CommandError:
         return _refusal(int(code[2:]), {}, json.dumps({"error": message, **json.loads(details or "{}")}).encode())
     if code.startswith("PGRST30"):
         return NotLoggedInError(message)
-    if code.startswith(("PGRST00", "08", "53", "57P")) or code in ("502", "503", "504"):
+    if code.startswith(("PGRST00", *UNAVAILABLE_SQLSTATES)) or code in ("502", "503", "504"):
         return OutOfReachError(message, may_be_done=True)
     return RefusedError(message, code)
 
@@ -359,7 +349,7 @@ def _sql_refusal(error: psycopg.Error) -> CommandError:
     if sqlstate.startswith("PT"):
         answer = {"error": message, **json.loads(error.diag.message_detail or "{}")}
         return RefusedError(message, str(answer.get("code")), answer)
-    if not sqlstate or sqlstate.startswith(("08", "53", "57P")):
+    if not sqlstate or sqlstate.startswith(UNAVAILABLE_SQLSTATES):
         return OutOfReachError(f"the database is out of reach: {message}", may_be_done=True)
     if sqlstate == "42501":
         return CommandError(f"DATABASE_URL must be of a member of lastcall_admin: {message}")

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from .._shared.contacts_csv import ERRORS_HEADER, error_lines
 from ..local import CommandError
 from . import display
-from .client import ERRORS_HEADER, Client, HttpClient, RefusedError, SqlClient, error_lines
+from .client import Client, HttpClient, RefusedError, SqlClient
 from .session import (
     NotLoggedInError,
     OutOfReachError,
