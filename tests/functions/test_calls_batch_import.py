@@ -30,11 +30,9 @@ from ..support.tokens import bearer
 PATH = "/functions/v1/calls-batch-import"
 
 
-@pytest.fixture(params=["postgres", "postgrest"])
-def client(request: pytest.FixtureRequest) -> Iterator[TestClient]:
-    name = "settings" if request.param == "postgres" else "postgrest_settings"
-    with TestClient(create_app(request.getfixturevalue(name)), raise_server_exceptions=False) as client:
-        yield client
+@pytest.fixture
+def client(either_client: TestClient) -> TestClient:
+    return either_client
 
 
 class Office:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from starlette.testclient import TestClient
-
-from functions.app import create_app
 
 from ..support.database import TestDatabase
 from ..support.tokens import bearer
@@ -21,12 +18,9 @@ PAUSE, RESUME = "/functions/v1/calls-batch-pause", "/functions/v1/calls-batch-re
 STOP = "/api/call/stop-calling"
 
 
-@pytest.fixture(params=["postgres", "postgrest"])
-def client(request: pytest.FixtureRequest) -> Iterator[TestClient]:
-    name = "settings" if request.param == "postgres" else "postgrest_settings"
-    app = create_app(request.getfixturevalue(name))
-    with TestClient(app, raise_server_exceptions=False) as client:
-        yield client
+@pytest.fixture
+def client(either_client: TestClient) -> TestClient:
+    return either_client
 
 
 def world(db: TestDatabase, **contacts: int) -> tuple[UUID, UUID]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from starlette.testclient import TestClient
-
-from functions.app import create_app
 
 from ..support.database import TestDatabase
 from ..support.tokens import bearer
@@ -18,11 +15,9 @@ CREATE, ADD, RETRY = (f"/functions/v1/calls-batch-{name}" for name in ("create",
 START = "/api/call/start-calling"
 
 
-@pytest.fixture(params=["postgres", "postgrest"])
-def client(request: pytest.FixtureRequest) -> Iterator[TestClient]:
-    name = "settings" if request.param == "postgres" else "postgrest_settings"
-    with TestClient(create_app(request.getfixturevalue(name)), raise_server_exceptions=False) as client:
-        yield client
+@pytest.fixture
+def client(either_client: TestClient) -> TestClient:
+    return either_client
 
 
 def contacts(*numbers: int, **more: Any) -> list[dict[str, Any]]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from starlette.testclient import TestClient
-
-from functions.app import create_app
 
 from ..support.database import TestDatabase
 from ..support.tokens import bearer
@@ -18,11 +15,9 @@ from ..support.tokens import bearer
 STOP = "/api/call/stop-calling"
 
 
-@pytest.fixture(params=["postgres", "postgrest"])
-def client(request: pytest.FixtureRequest) -> Iterator[TestClient]:
-    name = "settings" if request.param == "postgres" else "postgrest_settings"
-    with TestClient(create_app(request.getfixturevalue(name)), raise_server_exceptions=False) as client:
-        yield client
+@pytest.fixture
+def client(either_client: TestClient) -> TestClient:
+    return either_client
 
 
 def get(client: TestClient, caller: UUID, user: UUID | str, **query: Any) -> Any:
