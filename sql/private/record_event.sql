@@ -1,4 +1,5 @@
--- Write what was done to a batch into the audit trail, in the transaction that did it.
+-- Write what was done to a batch into the audit trail, in the transaction that did it, and broadcast a change of
+-- its status. p_batch is the batch as it was before.
 -- p_response is kept only with an idempotency key. Raises PT409 (the key already named another
 -- request of the agency; the transaction is undone).
 create or replace function private.record_event(
@@ -26,6 +27,9 @@ begin
   if not found then
     raise sqlstate 'PT409' using message = 'Idempotency-Key was used for another request',
       detail = '{"code": "idempotency_key_reused"}';
+  end if;
+  if p_batch.status is distinct from p_to_status then
+    perform private.broadcast_status(p_agency_id, p_batch.id, p_action, p_batch.status, p_to_status, p_contacts);
   end if;
 end;
 $$;

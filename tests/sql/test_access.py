@@ -12,8 +12,7 @@ from ..support.database import TestDatabase
 
 BACKEND = ("agencies", "users", "campaigns", "agent_mappings", "agency_phone_numbers", "do_not_call")
 """What the backend brings by plain inserts."""
-TABLES = (*BACKEND, "call_batches", "campaign_contacts", "contact_data", "calls", "batch_events", "webhook_queue")
-TABLES = (*BACKEND, "call_batches", "campaign_contacts", "contact_data", "calls", "batch_events",
+TABLES = (*BACKEND, "call_batches", "campaign_contacts", "contact_data", "calls", "batch_events", "webhook_queue",
           "batch_imports", "import_errors")  # fmt: skip
 ADMINS = ("agency_owner", "agency_admin")
 # What each role may execute; everything else in public and private is the owner's alone.

@@ -1,4 +1,4 @@
-"""sql/schedule/pg_cron.sql, as far as a plain PostgreSQL goes: with stand-ins for pg_cron, pg_net and the vault,
+"""sql/supabase/pg_cron.sql, as far as a plain PostgreSQL goes: with stand-ins for pg_cron, pg_net and the vault,
 which remember what they were told."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functions.migrations import SQL
 
 from ..support.database import TestDatabase
 
-SCHEDULE = (SQL / "schedule" / "pg_cron.sql").read_text()
+SCHEDULE = (SQL / "supabase" / "pg_cron.sql").read_text()
 STAND_INS = {
     "pg_cron": """
         create schema cron;
