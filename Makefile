@@ -37,8 +37,9 @@ lint: install  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-lint-sql: install  ## plpgsql_check over every procedure, on Debian's PostgreSQL 15
+lint-sql: install  ## plpgsql_check over every procedure, on Debian's PostgreSQL 15; squawk over the migrations
 	$(BIN)/python -m tests.lint_sql
+	$(BIN)/squawk supabase/migrations/*.sql
 
 bench: install  ## the benchmarks of the README
 	$(BIN)/python -m tests.benchmarks

@@ -3,11 +3,15 @@
 supabase/migrations/ is what gets applied, by `lastcall migrate` and by the Supabase CLI alike; both
 keep their history in the CLI's table, so that either can go on where the other stopped. sql/ is the
 source: `create_migration` writes each of its files that changed into a new migration.
+
+Dialing goes on meanwhile: a migration that cannot have a lock soon gives up, since everyone else would queue
+behind it, and is tried again.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +24,13 @@ MIGRATIONS = _ROOT / "supabase" / "migrations"
 
 # Any two migrations of one database: the second waits.
 _LOCK_KEY = 0x6C617374  # "last"
+_LOCK_TRIES = 60
+_LET_OTHERS_PASS_S = 1.0
+_HEADER = """\
+-- Who is in the way of this is not made to wait for long: it gives up, and is run again.
+set lock_timeout = '500ms';
+
+"""
 _HISTORY = """
 create schema if not exists supabase_migrations;
 create table if not exists supabase_migrations.schema_migrations (
@@ -34,7 +45,8 @@ _SECTION = re.compile(r"^-- file: (\S+)\n(.*?)(?=^-- file: |\Z)", re.MULTILINE |
 def migrate(database_url: str) -> list[str]:
     """Apply the migrations that the database does not have yet, each in a transaction of its own.
     On a plain Postgres, first what Supabase would provide (sql/local).
-    Returns their names. Raises psycopg.Error; a migration that fails leaves nothing of itself."""
+    Returns their names. Raises psycopg.Error, LockNotAvailable when others held what it needs for about a minute or
+    more; a migration that fails leaves nothing of itself."""
     applied = []
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("select pg_advisory_lock(%s)", [_LOCK_KEY])
@@ -48,14 +60,25 @@ def migrate(database_url: str) -> list[str]:
             version, _, name = path.stem.partition("_")
             if version in known:
                 continue
-            with connection.transaction():
-                connection.execute(path.read_bytes())
-                connection.execute(
-                    "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)",
-                    [version, name, [path.read_text()]],
-                )
+            _apply(connection, version, name, path.read_text())
             applied.append(path.stem)
     return applied
+
+
+def _apply(connection: psycopg.Connection, version: str, name: str, migration: str) -> None:
+    for tries_left in range(_LOCK_TRIES - 1, -1, -1):
+        try:
+            with connection.transaction():
+                connection.execute(migration.encode())
+                connection.execute(
+                    "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)",
+                    [version, name, [migration]],
+                )
+            return
+        except psycopg.errors.LockNotAvailable:
+            if not tries_left:
+                raise
+        time.sleep(_LET_OTHERS_PASS_S)
 
 
 def source_files() -> list[str]:
@@ -80,7 +103,7 @@ def create_migration(name: str) -> Path | None:
     version = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
     path = MIGRATIONS / f"{version}_{name}.sql"
     MIGRATIONS.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(f"-- file: {file}\n{text}" for file, text in changed))
+    path.write_text(_HEADER + "\n".join(f"-- file: {file}\n{text}" for file, text in changed))
     return path
 
 

@@ -1,3 +1,6 @@
+-- Who is in the way of this is not made to wait for long: it gives up, and is run again.
+set lock_timeout = '500ms';
+
 -- file: dialer/finish_call.sql
 -- Record the results of calls of one batch, in a group: one change of the batch's counters.
 -- p_results: a JSON array of objects with call_id, status (completed, failed, unknown or missing) and,

@@ -1,3 +1,6 @@
+-- Who is in the way of this is not made to wait for long: it gives up, and is run again.
+set lock_timeout = '500ms';
+
 -- file: private/broadcast_status.sql
 -- Tell whoever watches the agency's batches that one changed its status: where the database is a Supabase
 -- project's, a private Realtime broadcast to the channel agency:<agency's id>, event batch_status. It is sent when

@@ -57,13 +57,15 @@ def test_a_changed_file_becomes_a_migration(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(migrations, "MIGRATIONS", tmp_path / "migrations")
     first = create_migration("first")
     assert first is not None
-    assert first.read_text() == "-- file: one.sql\nselect 1;\n\n-- file: two.sql\nselect 2;\n"
+    header, _, changes = first.read_text().partition("\n\n")
+    assert header.endswith("set lock_timeout = '500ms';")
+    assert changes == "-- file: one.sql\nselect 1;\n\n-- file: two.sql\nselect 2;\n"
 
     first.rename(first.with_name("20260101000000_first.sql"))
     (tmp_path / "sql" / "two.sql").write_text("select 3;\n")
     second = create_migration("second")
     assert second is not None
-    assert second.read_text() == "-- file: two.sql\nselect 3;\n"
+    assert second.read_text() == f"{header}\n\n-- file: two.sql\nselect 3;\n"
 
 
 def test_migrating_twice_changes_nothing_and_keeps_the_data(server: PostgresServer, db: TestDatabase) -> None:
