@@ -10,6 +10,7 @@ behind it, and is tried again.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from datetime import UTC, datetime
@@ -39,7 +40,8 @@ create table if not exists supabase_migrations.schema_migrations (
 alter table supabase_migrations.schema_migrations add column if not exists statements text[];
 alter table supabase_migrations.schema_migrations add column if not exists name text;
 """
-_SECTION = re.compile(r"^-- file: (\S+)\n(.*?)(?=^-- file: |\Z)", re.MULTILINE | re.DOTALL)
+# The digest is of the file that a section was made from, which stays known when the section is edited by hand.
+_SECTION = re.compile(r"^-- file: (\S+)(?: ([0-9a-f]{64}))?\n(.*?)(?=^-- file: |\Z)", re.MULTILINE | re.DOTALL)
 
 
 def migrate(database_url: str) -> list[str]:
@@ -92,19 +94,21 @@ def create_migration(name: str) -> Path | None:
     table, a type, an index) has to be turned into its change by hand."""
     migrated: dict[str, str] = {}
     for path in sorted(MIGRATIONS.glob("*.sql")):
-        migrated.update(_SECTION.findall(path.read_text()))
-    changed = [
-        (file, text)
-        for file in source_files()
-        if (text := (SQL / file).read_text()).strip() != migrated.get(file, "").strip()
-    ]
+        for file, digest, text in _SECTION.findall(path.read_text()):
+            migrated[file] = digest or _digest(text)
+    sources = {file: (SQL / file).read_text() for file in source_files()}
+    changed = [(file, text) for file, text in sources.items() if _digest(text) != migrated.get(file)]
     if not changed:
         return None
     version = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
     path = MIGRATIONS / f"{version}_{name}.sql"
     MIGRATIONS.mkdir(parents=True, exist_ok=True)
-    path.write_text(_HEADER + "\n".join(f"-- file: {file}\n{text}" for file, text in changed))
+    path.write_text(_HEADER + "\n".join(f"-- file: {file} {_digest(text)}\n{text}" for file, text in changed))
     return path
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.strip().encode()).hexdigest()
 
 
 def _core(packaged: str, source: Path) -> Path:

@@ -214,6 +214,8 @@ def _refusal(sqlstate: str, message: str | None, detail: str | None) -> Function
     details = json.loads(detail or "{}")
     code = details.pop("code", "refused")
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    if "retry_after" in details:
+        headers["Retry-After"] = str(details["retry_after"])
     return FunctionError(status, code, message or "Refused", headers, details)
 
 

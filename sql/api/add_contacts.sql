@@ -10,7 +10,7 @@ create type public.add_contacts_result as (
 -- Add 1 to 10,000 contacts to a batch, at the end of its dial order (see private.insert_contacts). Under
 -- the batch's lock, so that none slips into a batch that is being cancelled, nor behind the claim cursor.
 -- Raises PT401, PT403 (of no agency; not an owner or admin), PT404 (no such batch of the agency), PT400
--- (invalid contacts; batch completed or cancelled), PT409 (idempotency key reused).
+-- (invalid contacts; batch completed or cancelled), PT409 (idempotency key reused), PT429 (too many requests).
 create or replace function private.add_contacts(
   p_agency_id uuid, p_batch_id uuid, p_contacts jsonb, p_idempotency_key text)
 returns public.add_contacts_result
@@ -33,6 +33,7 @@ begin
   if v_answer is not null then
     return jsonb_populate_record(v_result, v_answer);
   end if;
+  perform private.limit_requests(v_actor, 'add_contacts');
   if v_batch.status in ('completed', 'cancelled') then
     raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
       detail = format('{"code": "batch_already_%s"}', v_batch.status);

@@ -41,6 +41,7 @@ begin
     return private.import_progress(private.find_import(
       p_agency_id, (v_answer ->> 'batch_id')::uuid, (v_answer ->> 'import_id')::uuid));
   end if;
+  perform private.limit_requests(v_actor, 'begin_import');
 
   if p_batch.id is null then
     v_batch := private.check_batch(p_agency_id, p_batch, v_actor);

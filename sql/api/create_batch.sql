@@ -46,7 +46,7 @@ comment on function private.find_agent_agency(uuid) is 'Which agency an agent is
 -- others null; p_contacts: a JSON array. All or nothing.
 -- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no such agent, campaign or
 -- user in the agency), PT400 (a setting out of range; not an active number of the agency; invalid contacts,
--- or none left to call), PT409 (idempotency key reused; external id taken).
+-- or none left to call), PT409 (idempotency key reused; external id taken), PT429 (too many requests).
 -- Contract: calls-batch-create.
 create or replace function private.create_batch(
   p_agency_id uuid, p_batch public.call_batches, p_contacts jsonb, p_idempotency_key text)
@@ -70,6 +70,7 @@ begin
   if v_answer is not null then
     return jsonb_populate_record(v_result, v_answer);
   end if;
+  perform private.limit_requests(v_actor, 'create_batch');
 
   v_batch := private.check_batch(p_agency_id, p_batch, v_actor);
   select m.* into v_agent

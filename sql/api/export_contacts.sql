@@ -2,16 +2,17 @@
 -- before, null for the first. p_status: only these. p_max_rows: 1 to 1000.
 -- Returns {"contacts": [...], "next_cursor"}; a page may be short before the end (see private.read_contacts).
 -- Raises PT401, PT403 (of no agency), PT404 (no such batch of the agency), PT400 (a number out of range;
--- not a cursor).
+-- not a cursor), PT429 (too many requests for a first page).
 create or replace function private.export_contacts(
   p_agency_id uuid, p_batch_id uuid, p_after text, p_max_rows integer, p_status public.contact_status)
 returns json
-language plpgsql stable
+language plpgsql volatile
 security definer  -- for a service or a console, looks at every agency
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_actor private.actor := private.require_actor(p_agency_id);
 begin
-  perform private.require_actor(p_agency_id);
   if p_max_rows is null or p_max_rows not between 1 and 1000 then
     raise sqlstate 'PT400' using message = 'max_rows must be 1 to 1000',
       detail = '{"code": "page_out_of_range"}';
@@ -19,6 +20,9 @@ begin
   if not exists (select from public.call_batches b where b.agency_id = p_agency_id and b.id = p_batch_id) then
     raise sqlstate 'PT404' using message = 'Batch not found',
       detail = '{"code": "batch_not_found"}';
+  end if;
+  if p_after is null then
+    perform private.limit_requests(v_actor, 'export_contacts');
   end if;
   return to_json(private.read_contacts(p_agency_id, p_batch_id, p_status, p_after, p_max_rows, 0));
 end;
@@ -33,7 +37,7 @@ create or replace function public.export_contacts(
   batch_id uuid default null, after text default null, max_rows integer default 1000,
   contact_status public.contact_status default null)
 returns json
-language sql stable
+language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
 as $$

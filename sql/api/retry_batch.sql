@@ -9,7 +9,7 @@ create type public.retry_batch_result as (
 -- Dial the failed contacts of a batch again: a new batch of them, with the settings of the old one, which
 -- stays as it is. What an earlier retry of the same batch took is not taken twice. p_outcomes: only those whose last call had one of these; null: all. p_scheduled_for: null is at once.
 -- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no such batch of the agency),
--- PT400 (no contact failed so, or all were taken), PT409 (idempotency key reused).
+-- PT400 (no contact failed so, or all were taken), PT409 (idempotency key reused), PT429 (too many requests).
 create or replace function private.retry_batch(
   p_agency_id uuid, p_batch_id uuid, p_outcomes text[], p_scheduled_for timestamptz,
   p_idempotency_key text, p_reason text)
@@ -37,6 +37,7 @@ begin
   if v_answer is not null then
     return jsonb_populate_record(v_result, v_answer);
   end if;
+  perform private.limit_requests(v_actor, 'retry_batch');
 
   v_retry := private.fresh_batch(v_batch, p_scheduled_for);
   v_retry.external_id := null;

@@ -13,7 +13,8 @@ create type public.start_batch_result as (
 -- p_calling_numbers, from these numbers of the agency.
 -- The batch and user come from private.find_user_batch and are checked again here.
 -- Raises PT401, PT403 (of no agency; neither the user nor an owner or admin), PT404 (no such batch of the user),
--- PT400 (completed, cancelled or failed; invalid contacts; not an active number), PT409 (idempotency key reused).
+-- PT400 (completed, cancelled or failed; invalid contacts; not an active number), PT409 (idempotency key reused),
+-- PT429 (too many requests).
 -- Contract: start-calling, from stopped too.
 create or replace function private.start_batch(
   p_agency_id uuid, p_batch_id uuid, p_user_id uuid, p_given_id text, p_call_data jsonb, p_calling_numbers text[],
@@ -51,6 +52,7 @@ begin
   if v_answer is not null then
     return jsonb_populate_record(v_result, v_answer);
   end if;
+  perform private.limit_requests(v_actor, 'start_batch');
   if v_batch.status in ('completed', 'cancelled', 'failed') then
     raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
       detail = format('{"code": "batch_already_%s"}', v_batch.status);

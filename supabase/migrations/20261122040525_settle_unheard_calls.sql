@@ -1,7 +1,7 @@
 -- Who is in the way of this is not made to wait for long: it gives up, and is run again.
 set lock_timeout = '500ms';
 
--- file: dialer/finish_call.sql
+-- file: dialer/finish_call.sql 2fdbe62ff43aeff160bd5d72ac2a184372784b23cde352c62c782e7ce11323d7
 -- Record the results of calls of one batch, in a group: one change of the batch's counters.
 -- p_results: a JSON array of objects with call_id, status (completed, failed, unknown or missing) and,
 -- where known, outcome, duration_seconds, carrier_call_id, notes, counted. A failed call with attempts left

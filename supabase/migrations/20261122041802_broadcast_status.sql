@@ -1,7 +1,7 @@
 -- Who is in the way of this is not made to wait for long: it gives up, and is run again.
 set lock_timeout = '500ms';
 
--- file: private/broadcast_status.sql
+-- file: private/broadcast_status.sql f47329446d784288edec91a536713d8584b160072ffb786c8deffe2b2fa911e5
 -- Tell whoever watches the agency's batches that one changed its status: where the database is a Supabase
 -- project's, a private Realtime broadcast to the channel agency:<agency's id>, event batch_status. It is sent when
 -- the transaction commits, or not at all. Elsewhere nothing happens.
@@ -36,7 +36,7 @@ comment on function private.broadcast_status(
   uuid, uuid, text, public.batch_status, public.batch_status, integer)
   is 'Tell whoever watches the agency''s batches of a change of status.';
 
--- file: private/record_event.sql
+-- file: private/record_event.sql 17e5d629231fe9adfcbbb7a3350d0dd2516790b2786b146e1e5f9bd39b73c639
 -- Write what was done to a batch into the audit trail, in the transaction that did it, and broadcast a change of
 -- its status. p_batch is the batch as it was before.
 -- p_response is kept only with an idempotency key. Raises PT409 (the key already named another

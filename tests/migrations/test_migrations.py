@@ -57,15 +57,33 @@ def test_a_changed_file_becomes_a_migration(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(migrations, "MIGRATIONS", tmp_path / "migrations")
     first = create_migration("first")
     assert first is not None
-    header, _, changes = first.read_text().partition("\n\n")
-    assert header.endswith("set lock_timeout = '500ms';")
-    assert changes == "-- file: one.sql\nselect 1;\n\n-- file: two.sql\nselect 2;\n"
+    assert [line for line in first.read_text().splitlines() if line and not line.startswith("--")] == [
+        "set lock_timeout = '500ms';",
+        "select 1;",
+        "select 2;",
+    ]
 
     first.rename(first.with_name("20260101000000_first.sql"))
     (tmp_path / "sql" / "two.sql").write_text("select 3;\n")
     second = create_migration("second")
     assert second is not None
-    assert second.read_text() == f"{header}\n\n-- file: two.sql\nselect 3;\n"
+    assert "select 3;" in second.read_text()
+    assert "select 1;" not in second.read_text()
+
+
+def test_a_migration_edited_by_hand_still_counts_for_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sql").mkdir()
+    (tmp_path / "sql" / "order.txt").write_text("one.sql\n")
+    (tmp_path / "sql" / "one.sql").write_text("create table one (a integer, b integer);\n")
+    monkeypatch.setattr(migrations, "SQL", tmp_path / "sql")
+    monkeypatch.setattr(migrations, "MIGRATIONS", tmp_path / "migrations")
+    migration = create_migration("b")
+    assert migration is not None
+    written = migration.read_text()
+    migration.write_text(written.replace("create table one (a integer, b integer)", "alter table one add b integer"))
+    assert create_migration("nothing_changed") is None
 
 
 def test_migrating_twice_changes_nothing_and_keeps_the_data(server: PostgresServer, db: TestDatabase) -> None:
