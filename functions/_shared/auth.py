@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import re
 import time
@@ -35,11 +36,13 @@ class Caller(msgspec.Struct, frozen=True):
 
 class TokenVerifier:
     """Verifies tokens by the settings: by the shared secret (HS256) if there is one, or else by the
-    project's published keys (ES256, RS256, EdDSA). Never both, so that no public key is taken for a
-    secret."""
+    project's published keys (ES256, RS256, EdDSA). A secret that is being replaced, by another one or by
+    published keys, counts as well. A key counts for its own algorithm only, so that no public key is taken
+    for a secret."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.secrets = [secret for secret in (settings.jwt_secret, settings.jwt_secret_previous) if secret]
         self.keys = None if settings.jwt_secret else JwksCache(f"{settings.supabase_url}/auth/v1/.well-known/jwks.json")
 
     async def verify(self, token: str) -> dict[str, Any]:
@@ -47,16 +50,7 @@ class TokenVerifier:
         if token.startswith("sb_"):
             raise _unauthorized("An API key is not a user token: send the signed-in user's access token")
         try:
-            header = jwt.get_unverified_header(token)
-            key, algorithms = await self._key(header)
-            claims: dict[str, Any] = jwt.decode(
-                token,
-                key,
-                algorithms=algorithms,
-                audience=self.settings.jwt_audience,
-                issuer=self.settings.jwt_issuer,
-                options={"require": ["exp", "aud", "iss", "sub"], "verify_iat": False},
-            )
+            claims = await self._claims(token)
         except jwt.ExpiredSignatureError:
             raise _unauthorized("Token has expired") from None
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError, OverflowError):
@@ -68,14 +62,28 @@ class TokenVerifier:
             raise _unauthorized("Not a user token")
         return claims
 
-    async def _key(self, header: dict[str, Any]) -> tuple[Any, list[str]]:
-        if self.keys is None:
-            return self.settings.jwt_secret, ["HS256"]
-        kid = header.get("kid")
-        if not isinstance(kid, str) or header.get("alg") not in _ASYMMETRIC:
-            raise jwt.InvalidTokenError("no key is named")
-        key = await self.keys.get(kid)
-        return key, [algorithm for algorithm in _ASYMMETRIC if algorithm == key.algorithm_name]
+    async def _claims(self, token: str) -> dict[str, Any]:
+        header = jwt.get_unverified_header(token)
+        if self.keys is not None and header.get("alg") in _ASYMMETRIC:
+            kid = header.get("kid")
+            if not isinstance(kid, str):
+                raise jwt.InvalidTokenError("no key is named")
+            key = await self.keys.get(kid)
+            return self._decode(token, key, [name for name in _ASYMMETRIC if name == key.algorithm_name])
+        for secret in self.secrets:
+            with contextlib.suppress(jwt.InvalidSignatureError):
+                return self._decode(token, secret, ["HS256"])
+        raise jwt.InvalidTokenError("no key has signed it")
+
+    def _decode(self, token: str, key: Any, algorithms: list[str]) -> dict[str, Any]:
+        return jwt.decode(
+            token,
+            key,
+            algorithms=algorithms,
+            audience=self.settings.jwt_audience,
+            issuer=self.settings.jwt_issuer,
+            options={"require": ["exp", "aud", "iss", "sub"], "verify_iat": False},
+        )
 
 
 class JwksCache:
@@ -191,7 +199,12 @@ def verify_service(request: Request) -> Caller:
     # Each is compared, and in a time that tells nothing of how much of it was right.
     known = [
         hmac.compare_digest(token.encode(), secret.encode())
-        for secret in (settings.secret_key, settings.cron_secret)
+        for secret in (
+            settings.secret_key,
+            settings.secret_key_previous,
+            settings.cron_secret,
+            settings.cron_secret_previous,
+        )
         if secret
     ]
     if not any(known):

@@ -29,10 +29,16 @@ class Settings:
     """postgres or postgrest."""
     jwt_secret: str | None = None
     """HS256 secret. When set, HS256 tokens count and no others."""
+    jwt_secret_previous: str | None = None
+    """An HS256 secret that is being replaced: what it has signed counts as well."""
     secret_key: str | None = None
     """The project's secret (or service_role) key: who sends it is the service."""
+    secret_key_previous: str | None = None
+    """A secret key that is being replaced: who sends it is the service as well."""
     cron_secret: str | None = None
     """A secret of one's own for whoever runs the functions of the service, such as cron."""
+    cron_secret_previous: str | None = None
+    """The one that is being replaced: it counts as well."""
     jwt_issuer: str | None = None
     """The iss that a token must have; None: any, but it must have one."""
     jwt_audience: str = "authenticated"
@@ -76,8 +82,11 @@ class Settings:
             publishable_key=env.get("SUPABASE_PUBLISHABLE_KEY") or None,
             transport=env.get("LASTCALL_TRANSPORT") or ("postgres" if env.get("DATABASE_URL") else "postgrest"),
             jwt_secret=env.get("SUPABASE_JWT_SECRET") or None,
+            jwt_secret_previous=env.get("SUPABASE_JWT_SECRET_PREVIOUS") or None,
             secret_key=env.get("SUPABASE_SECRET_KEY") or None,
+            secret_key_previous=env.get("SUPABASE_SECRET_KEY_PREVIOUS") or None,
             cron_secret=env.get("LASTCALL_CRON_SECRET") or None,
+            cron_secret_previous=env.get("LASTCALL_CRON_SECRET_PREVIOUS") or None,
             jwt_issuer=env.get("SUPABASE_JWT_ISSUER") or (f"{url}/auth/v1" if url else None),
             jwt_audience=env.get("SUPABASE_JWT_AUDIENCE") or "authenticated",
             host=env.get("HOST") or "127.0.0.1",
@@ -114,12 +123,16 @@ class Settings:
             raise SettingsError(
                 "set DATABASE_URL, or SUPABASE_URL and SUPABASE_PUBLISHABLE_KEY for the PostgREST transport"
             )
-        if self.jwt_secret and len(self.jwt_secret.encode()) < MIN_SECRET_BYTES:
-            raise SettingsError(f"SUPABASE_JWT_SECRET must have at least {MIN_SECRET_BYTES} bytes")
+        for name, secret in (
+            ("SUPABASE_JWT_SECRET", self.jwt_secret),
+            ("SUPABASE_JWT_SECRET_PREVIOUS", self.jwt_secret_previous),
+            ("LASTCALL_CRON_SECRET", self.cron_secret),
+            ("LASTCALL_CRON_SECRET_PREVIOUS", self.cron_secret_previous),
+        ):
+            if secret and len(secret.encode()) < MIN_SECRET_BYTES:
+                raise SettingsError(f"{name} must have at least {MIN_SECRET_BYTES} bytes")
         if self.transport == "postgrest" and self.cron_secret and not self.secret_key:
             raise SettingsError("LASTCALL_CRON_SECRET needs SUPABASE_SECRET_KEY with the PostgREST transport")
-        if self.cron_secret and len(self.cron_secret.encode()) < MIN_SECRET_BYTES:
-            raise SettingsError(f"LASTCALL_CRON_SECRET must have at least {MIN_SECRET_BYTES} bytes")
         if self.reconcile_after_s < 2 * self.carrier_timeout_s:
             raise SettingsError("LASTCALL_RECONCILE_AFTER_S must be at least twice LASTCALL_CARRIER_TIMEOUT_MS")
 

@@ -83,6 +83,14 @@ def test_empty_means_not_set(name: str) -> None:
         ({**POSTGRES, "DATABASE_URL": "mysql://db.example"}, "DATABASE_URL must be a postgresql:// URL"),
         ({**POSTGRES, "SUPABASE_JWT_SECRET": "x" * 31}, "SUPABASE_JWT_SECRET must have at least 32 bytes"),
         ({**POSTGRES, "LASTCALL_CRON_SECRET": "x" * 31}, "LASTCALL_CRON_SECRET must have at least 32 bytes"),
+        (
+            {**POSTGRES, "SUPABASE_JWT_SECRET_PREVIOUS": "x" * 31},
+            "SUPABASE_JWT_SECRET_PREVIOUS must have at least 32 bytes",
+        ),
+        (
+            {**POSTGRES, "LASTCALL_CRON_SECRET_PREVIOUS": "x" * 31},
+            "LASTCALL_CRON_SECRET_PREVIOUS must have at least 32 bytes",
+        ),
         ({**SUPABASE, "LASTCALL_CRON_SECRET": "x" * 32}, "LASTCALL_CRON_SECRET needs SUPABASE_SECRET_KEY"),
         ({**SUPABASE, "SUPABASE_URL": "project.example"}, r"SUPABASE_URL must be an http\(s\) URL"),
         *(
