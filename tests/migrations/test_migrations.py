@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,24 +12,27 @@ from functions import migrations
 from functions.migrations import MIGRATIONS, SQL, create_migration, migrate, source_files
 from functions.postgres_server import PostgresServer
 
-from ..support.database import TestDatabase
+from ..support.database import TestDatabase, dump_schema
+
+GRANTED = """
+select o.name, g.grantee::regrole::text, g.privilege_type
+  from (select c.oid::regclass::text, c.relacl,
+               acldefault(case c.relkind when 'S' then 's' else 'r' end::"char", c.relowner)
+          from pg_class c
+         where c.relkind in ('r', 'v', 'S') and c.relnamespace in ('public'::regnamespace, 'private'::regnamespace)
+         union all
+        select p.oid::regprocedure::text, p.proacl, acldefault('f', p.proowner)
+          from pg_proc p
+         where p.pronamespace in ('public'::regnamespace, 'private'::regnamespace)) as o (name, given, by_default),
+       aclexplode(coalesce(o.given, o.by_default)) g
+ order by 1, 2, 3
+"""
+"""Who may do what to each table, view, sequence and function."""
 
 
 def schema(server: PostgresServer, database: str) -> str:
     """The schema as pg_dump writes it, with owners and privileges, without the migrations' history."""
-    dumped = subprocess.run(
-        [
-            server.bin_folder / "pg_dump",
-            "--schema-only",
-            "--exclude-schema=supabase_migrations",
-            server.uri(database),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    # A random key against injection, new in each dump.
-    return "\n".join(line for line in dumped.splitlines() if not line.startswith(("\\restrict", "\\unrestrict")))
+    return dump_schema(server.bin_folder, server.uri(database))
 
 
 def test_the_migrations_build_what_the_source_builds(
@@ -126,6 +128,20 @@ def test_on_supabase_its_own_roles_are_left_alone(server: PostgresServer, empty_
             assert after == before
         finally:
             connection.execute("drop role supabase_admin")
+
+
+def test_a_projects_generous_default_privileges_open_nothing(
+    server: PostgresServer, template: str, empty_database: str
+) -> None:
+    """As on Supabase, where whatever is made in public is everyone's by default."""
+    with psycopg.connect(server.uri(empty_database), autocommit=True) as connection:
+        for kind in ("tables", "sequences", "functions"):
+            everyone = f"grant all on {kind} to anon, authenticated, service_role"
+            connection.execute(f"alter default privileges in schema public {everyone}".encode())
+        migrate(server.uri(empty_database))
+        granted = connection.execute(GRANTED.encode()).fetchall()
+    with psycopg.connect(server.uri(template)) as connection:
+        assert granted == connection.execute(GRANTED.encode()).fetchall()
 
 
 def test_the_seed_loads_and_its_books_balance(db: TestDatabase) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,6 +14,18 @@ import psycopg
 from psycopg.rows import dict_row
 
 Connection = psycopg.Connection[dict[str, Any]]
+
+
+def dump_schema(bin_folder: Path, uri: str) -> str:
+    """A database's schema as pg_dump writes it, with owners and privileges, without the migrations' history."""
+    dumped = subprocess.run(
+        [bin_folder / "pg_dump", "--schema-only", "--exclude-schema=supabase_migrations", uri],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    # A random key against injection, new in each dump.
+    return "\n".join(line for line in dumped.splitlines() if not line.startswith(("\\restrict", "\\unrestrict")))
 
 
 class TestDatabase:

@@ -1,0 +1,6 @@
+-- file: schema/sequences.sql
+-- Ids come by inserting alone: nobody may draw or set one, also where a project's default privileges, as
+-- Supabase's, give every new sequence to everyone.
+revoke all on sequence public.campaign_contacts_id_seq, public.calls_id_seq, public.batch_events_id_seq,
+                       public.webhook_queue_id_seq, private.webhook_secrets_id_seq
+  from public, anon, authenticated, service_role, lastcall_admin;
