@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     migrate = commands.add_parser(
         "migrate",
         help="bring DATABASE_URL to this release",
-        description="Apply the core to DATABASE_URL, which must be its owner's. Safe to run twice.",
+        description="Apply the core to DATABASE_URL, which must be its owner's. Safe to run twice. It creates the role "
+        "lastcall_functions, which the functions log in as, without a password: give it one by psql's "
+        "'\\password lastcall_functions'.",
     )
     migrate.set_defaults(run=_migrate)
 
@@ -280,7 +282,7 @@ def _start_postgres(started: contextlib.ExitStack) -> str:
         raise CommandError(str(error)) from None
     started.callback(server.stop)
     _start(server)
-    return server.uri(user="authenticator")
+    return server.uri(user="lastcall_functions")
 
 
 def _start(server: PostgresServer) -> None:
@@ -328,7 +330,7 @@ def _migrate(_options: argparse.Namespace) -> int:
     if not url:
         raise CommandError("set DATABASE_URL to the database to migrate")
     try:
-        applied = migrate(url)
+        applied = migrate(url, warn=lambda warning: print(f"lastcall: warning: {printable(warning)}", file=sys.stderr))
     except psycopg.Error as error:
         raise CommandError(f"migration failed: {error}") from None
     for name in applied:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +23,7 @@ import psycopg
 _ROOT = Path(__file__).parent.parent
 _PACKAGED = Path(__file__).parent / "_core"
 SQL = _ROOT / "sql"
+_FUNCTIONS_ROLE = "functions_role.sql"
 MIGRATIONS = _ROOT / "supabase" / "migrations"
 
 # Any two migrations of one database: the second waits.
@@ -29,7 +32,7 @@ _LOCK_TRIES = 60
 _LET_OTHERS_PASS_S = 1.0
 _HEADER = """\
 -- Who is in the way of this is not made to wait for long: it gives up, and is run again.
-set lock_timeout = '500ms';
+set local lock_timeout = '500ms';
 
 """
 _HISTORY = """
@@ -44,43 +47,68 @@ alter table supabase_migrations.schema_migrations add column if not exists name 
 _SECTION = re.compile(r"^-- file: (\S+)(?: ([0-9a-f]{64}))?\n(.*?)(?=^-- file: |\Z)", re.MULTILINE | re.DOTALL)
 
 
-def migrate(database_url: str) -> list[str]:
+def migrate(database_url: str, warn: Callable[[str], None] | None = None) -> list[str]:
     """Apply the migrations that the database does not have yet, each in a transaction of its own.
     On a plain Postgres, first what Supabase would provide (sql/local).
+    warn: is given each warning of the server once, such as what the owner may not do and who may.
     Returns their names. Raises psycopg.Error, LockNotAvailable when others held what it needs for about a minute or
     more; a migration that fails leaves nothing of itself."""
     applied = []
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("select pg_advisory_lock(%s)", [_LOCK_KEY])
-        if not _is_supabase(connection):
-            for path in sorted(_core("local", SQL / "local").glob("*.sql")):
-                connection.execute(path.read_bytes())
-        connection.execute("set client_min_messages = warning")
-        connection.execute(_HISTORY.encode())
-        known = {row[0] for row in connection.execute("select version from supabase_migrations.schema_migrations")}
+    warnings: dict[str, None] = {}
+    # There may be a transaction pooler in between: nothing is set or locked for longer than a transaction.
+    with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
+        connection.add_notice_handler(lambda warning: warnings.setdefault(_in_words(warning)))
+        with _alone(connection):
+            if not _is_supabase(connection):
+                for path in sorted(_core("local", SQL / "local").glob("*.sql")):
+                    connection.execute(path.read_bytes())
+            connection.execute(_HISTORY.encode())
         for path in sorted(_core("migrations", MIGRATIONS).glob("*.sql")):
             version, _, name = path.stem.partition("_")
-            if version in known:
-                continue
-            _apply(connection, version, name, path.read_text())
-            applied.append(path.stem)
+            if _apply(connection, version, name, path.read_text()):
+                applied.append(path.stem)
+        with _alone(connection):
+            # Its role is the cluster's, which may be another one than where the migration was applied.
+            connection.execute((_core("schema", SQL / "schema") / _FUNCTIONS_ROLE).read_bytes())
+    if warn is not None:
+        for warning in warnings:
+            warn(warning)
     return applied
 
 
-def _apply(connection: psycopg.Connection, version: str, name: str, migration: str) -> None:
+def _apply(connection: psycopg.Connection, version: str, name: str, migration: str) -> bool:
+    """Whether the migration was applied; not when the database has it already."""
     for tries_left in range(_LOCK_TRIES - 1, -1, -1):
         try:
-            with connection.transaction():
+            with _alone(connection):
+                known = "select from supabase_migrations.schema_migrations where version = %s"
+                if connection.execute(known, [version]).rowcount:
+                    return False
                 connection.execute(migration.encode())
                 connection.execute(
                     "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)",
                     [version, name, [migration]],
                 )
-            return
+            return True
         except psycopg.errors.LockNotAvailable:
             if not tries_left:
                 raise
         time.sleep(_LET_OTHERS_PASS_S)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def _alone(connection: psycopg.Connection) -> Iterator[None]:
+    """A transaction in which no other migration of the database runs, and of whose notices only warnings come."""
+    with connection.transaction():
+        connection.execute(
+            "select pg_advisory_xact_lock(%s), set_config('client_min_messages', 'warning', true)", [_LOCK_KEY]
+        )
+        yield
+
+
+def _in_words(warning: psycopg.errors.Diagnostic) -> str:
+    return f"{warning.message_primary}. {warning.message_hint or ''}".strip()
 
 
 def source_files() -> list[str]:

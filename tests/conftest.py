@@ -21,7 +21,7 @@ from functions.app import create_app
 from functions.migrations import migrate
 from functions.postgres_server import PostgresServer, embedded_postgres
 
-from .support.database import TestDatabase
+from .support.database import TestDatabase, log_in_as
 from .support.postgrest import PUBLISHABLE_KEY, postgrest
 from .support.serving import serving
 from .support.tokens import ISSUER, SECRET
@@ -88,7 +88,7 @@ def db(server: PostgresServer, template: str) -> Iterator[TestDatabase]:
     name = f"test_{next(_numbers)}"
     with psycopg.connect(server.uri(), autocommit=True) as connection:
         connection.execute(f"create database {name} template {template}".encode())
-        database = TestDatabase(server.uri(name), server.uri(name, "authenticator"))
+        database = TestDatabase(server.uri(name), server.uri(name, "lastcall_functions"))
         try:
             yield database
             unbalanced = database.unbalanced()
@@ -114,7 +114,7 @@ def client(settings: Settings) -> Iterator[TestClient]:
 @pytest.fixture
 def postgrest_url(db: TestDatabase) -> Iterator[str]:
     """A Supabase project's URL, whose PostgREST is the stand-in."""
-    with serving(postgrest(db.functions_uri)) as (host, port):
+    with serving(postgrest(log_in_as("authenticator", db.uri))) as (host, port):
         yield f"http://{host}:{port}"
 
 

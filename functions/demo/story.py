@@ -72,7 +72,7 @@ class Stage:
             raise CommandError(f"the demo's database could not be made: {error}") from None
         display.say(f"PostgreSQL  {STATE / 'demo'}, database {self.database}, migrated")
 
-        self.functions_uri = self.server.uri(self.database, "authenticator")
+        self.functions_uri = self.server.uri(self.database, "lastcall_functions")
         self.secret = kept_secret()
         self.functions = self._start(
             stack,

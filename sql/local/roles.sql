@@ -1,7 +1,7 @@
--- What Supabase provides and a plain Postgres lacks: the roles that PostgREST and the
--- functions act as. The login role "authenticator" owns nothing and inherits nothing: a
--- connection that forgets to choose a role can call no procedure. Needs a superuser, once per
--- cluster; safe to repeat by any owner of a database, also by two migrations at once.
+-- What Supabase provides and a plain Postgres lacks: the roles that PostgREST and the functions
+-- act as, and "authenticator", the role that PostgREST logs in as: it owns nothing and inherits
+-- nothing. Needs a superuser, once per cluster; safe to repeat by any owner of a database, also
+-- by two migrations at once.
 do $$
 declare
   v_role record;

@@ -1,5 +1,5 @@
 -- Who is in the way of this is not made to wait for long: it gives up, and is run again.
-set lock_timeout = '500ms';
+set local lock_timeout = '500ms';
 
 -- file: dialer/finish_call.sql 2fdbe62ff43aeff160bd5d72ac2a184372784b23cde352c62c782e7ce11323d7
 -- Record the results of calls of one batch, in a group: one change of the batch's counters.

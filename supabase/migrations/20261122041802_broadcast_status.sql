@@ -1,5 +1,5 @@
 -- Who is in the way of this is not made to wait for long: it gives up, and is run again.
-set lock_timeout = '500ms';
+set local lock_timeout = '500ms';
 
 -- file: private/broadcast_status.sql f47329446d784288edec91a536713d8584b160072ffb786c8deffe2b2fa911e5
 -- Tell whoever watches the agency's batches that one changed its status: where the database is a Supabase

@@ -1,5 +1,5 @@
 -- Who is in the way of this is not made to wait for long: it gives up, and is run again.
-set lock_timeout = '500ms';
+set local lock_timeout = '500ms';
 
 -- file: schema/rate_limits.sql 5d057e0b917e3be9f2675b19b6b6b34ec48f01b24ce919cecb52eac3253e8752
 -- How often a user may call the procedures that cost much. An operator changes a limit, for every process at

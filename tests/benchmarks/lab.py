@@ -108,7 +108,7 @@ def open_lab() -> Iterator[Lab]:
             with psycopg.connect(server.uri(), autocommit=True) as connection:
                 connection.execute("create database bench")
             migrate(server.uri("bench"))
-            lab = Lab(server.uri("bench"), server.uri("bench", "authenticator"))
+            lab = Lab(server.uri("bench"), server.uri("bench", "lastcall_functions"))
             try:
                 yield lab
             finally:

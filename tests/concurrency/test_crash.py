@@ -32,7 +32,7 @@ WRITER = "select pid from pg_stat_activity where backend_type = 'walwriter'"
 
 
 def connected(server: PostgresServer) -> TestDatabase:
-    return TestDatabase(server.uri(), server.uri(user="authenticator"))
+    return TestDatabase(server.uri(), server.uri(user="lastcall_functions"))
 
 
 def hold_the_disk(db: TestDatabase) -> int:

@@ -427,7 +427,7 @@ def test_it_goes_on_after_the_database_was_away(own_folder: Path) -> None:
     server.start()
     try:
         migrate(server.uri())
-        db = TestDatabase(server.uri(), server.uri(user="authenticator"))
+        db = TestDatabase(server.uri(), server.uri(user="lastcall_functions"))
         batch = a_batch(db, 120, max_concurrent=20)
 
         async def take_a_moment(call: Call) -> Ended:
@@ -442,7 +442,7 @@ def test_it_goes_on_after_the_database_was_away(own_folder: Path) -> None:
                 await until(lambda: len(carrier.arrived) > 30)
                 db.close()
                 await asyncio.to_thread(server.restart, "immediate")
-                db = TestDatabase(server.uri(), server.uri(user="authenticator"))
+                db = TestDatabase(server.uri(), server.uri(user="lastcall_functions"))
                 db.rows("update calls set lease_expires_at = now() where status = 'queued'")
                 # What start_call let through when its answer was lost comes back at once, or when found.
                 await until(lambda: db.statuses(batch).get("completed", 0) >= 100, within_s=60)

@@ -163,7 +163,7 @@ def test_neither_role_nor_claims_are_left_for_the_next_user_of_a_connection(
         return found
 
     (found,) = using(replace(settings, pool_size=1), work)
-    assert found[1:] == ("authenticator", "none", "", "", "0")
+    assert found[1:] == ("lastcall_functions", "none", "", "", "1min")
 
 
 def test_a_call_that_forgets_the_claims_is_refused(settings: Settings, db: TestDatabase) -> None:
@@ -286,7 +286,7 @@ class OwnDatabase:
         with psycopg.connect(server.uri(), autocommit=True) as connection:
             connection.execute(f"create database {self.name} template migrated".encode())
         self.settings = Settings(
-            database_url=server.uri(self.name, "authenticator"), jwt_secret=SECRET, jwt_issuer=ISSUER
+            database_url=server.uri(self.name, "lastcall_functions"), jwt_secret=SECRET, jwt_issuer=ISSUER
         )
 
     @contextmanager
@@ -355,14 +355,14 @@ def test_a_service_may_start_before_its_postgres(own: OwnDatabase) -> None:
 def test_a_postgres_without_a_connection_to_spare_is_out_of_reach(own: OwnDatabase) -> None:
     with own.connect() as db:
         case = Case(db)
-        db.rows("alter role authenticator connection limit 0")
+        db.rows("alter role lastcall_functions connection limit 0")
         try:
             with serve(own.settings, pool_timeout_s=2.0) as client:
                 assert unavailable(case.cancel(client))
-                db.rows("alter role authenticator connection limit -1")
+                db.rows("alter role lastcall_functions connection limit -1")
                 assert case.cancel(client).status_code == 200
         finally:
-            db.rows("alter role authenticator connection limit -1")
+            db.rows("alter role lastcall_functions connection limit -1")
 
 
 def test_a_connection_that_postgres_ends_in_the_middle_of_a_call_changes_nothing(

@@ -25,7 +25,7 @@ from functions._shared.settings import Settings
 from functions.app import create_app
 
 from ..support.command import LASTCALL, environment, lastcall
-from ..support.database import TestDatabase
+from ..support.database import TestDatabase, log_in_as
 from ..support.postgrest import PUBLISHABLE_KEY
 from ..support.project import PASSWORD, Auth, project
 from ..support.proxy import proxy
@@ -122,7 +122,7 @@ def auth(owner: UUID) -> Auth:
 
 @pytest.fixture
 def project_url(settings: Settings, db: TestDatabase, auth: Auth) -> Iterator[str]:
-    with serving(project(settings, db.functions_uri, auth)) as (host, port):
+    with serving(project(settings, log_in_as("authenticator", db.uri), auth)) as (host, port):
         yield f"http://{host}:{port}"
 
 

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from functions._shared.settings import Settings
 from functions.app import create_app
 
-from ..support.database import TestDatabase
+from ..support.database import TestDatabase, log_in_as
 from ..support.keys import key_server, new_key
 from ..support.tokens import bearer, claims, token
 from .test_auth import handmade
@@ -80,12 +80,11 @@ def test_a_secret_of_the_service_is_replaced_and_no_run_is_refused(settings: Set
 
 
 def test_the_login_role_is_replaced_by_a_second_one_with_the_same_rights(db: TestDatabase, settings: Settings) -> None:
-    login = psycopg.conninfo.conninfo_to_dict(db.functions_uri)["user"]
-    db.rows(f"create role second_login login noinherit in role {login}")
+    db.rows("create role second_login login noinherit in role lastcall_functions")
     try:
         agency = db.agency()
         batch, owner = db.batch(agency), bearer(db.user(agency))
-        uri = psycopg.conninfo.make_conninfo(db.functions_uri, user="second_login")
+        uri = log_in_as("second_login", db.uri)
         with serving(settings, database_url=uri) as client:
             response = client.post(CANCEL, json={"batch_id": str(batch)}, headers=owner)
         assert response.status_code == 200

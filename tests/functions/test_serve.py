@@ -47,7 +47,7 @@ def embedded(folder: Path) -> PostgresServer:
 
 def owner_of(folder: Path) -> TestDatabase:
     server = embedded(folder)
-    return TestDatabase(server.uri(), server.uri(user="authenticator"))
+    return TestDatabase(server.uri(), server.uri(user="lastcall_functions"))
 
 
 def postgres_runs(folder: Path) -> bool:
@@ -309,7 +309,7 @@ def test_a_port_that_is_taken_is_said_and_nothing_is_started(own_folder: Path) -
     assert not (own_folder / ".lastcall").exists()
 
 
-URL = "postgresql://authenticator@/none?host=/nowhere"
+URL = "postgresql://lastcall_functions@/none?host=/nowhere"
 BAD_SETTINGS: list[tuple[dict[str, str], str]] = [
     ({"PORT": "x"}, "PORT must be a whole number from 0 to 65535"),
     ({"PORT": "65536"}, "PORT must be a whole number from 0 to 65535"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -12,6 +15,8 @@ from functions import migrations
 from functions.migrations import MIGRATIONS, SQL, create_migration, migrate, source_files
 from functions.postgres_server import PostgresServer
 
+from ..conftest import new_server
+from ..support.command import lastcall
 from ..support.database import TestDatabase, dump_schema
 
 GRANTED = """
@@ -28,6 +33,9 @@ select o.name, g.grantee::regrole::text, g.privilege_type
  order by 1, 2, 3
 """
 """Who may do what to each table, view, sequence and function."""
+
+CORES_ROLES = ("lastcall_admin", "lastcall_functions")
+THE_THREE = {"anon", "authenticated", "service_role"}
 
 
 def schema(server: PostgresServer, database: str) -> str:
@@ -60,7 +68,7 @@ def test_a_changed_file_becomes_a_migration(tmp_path: Path, monkeypatch: pytest.
     first = create_migration("first")
     assert first is not None
     assert [line for line in first.read_text().splitlines() if line and not line.startswith("--")] == [
-        "set lock_timeout = '500ms';",
+        "set local lock_timeout = '500ms';",
         "select 1;",
         "select 2;",
     ]
@@ -101,7 +109,7 @@ def test_two_migrations_at_once_apply_each_once(server: PostgresServer, empty_da
     uri = server.uri(empty_database)
     with ThreadPoolExecutor(2) as pool:
         applied = [name for names in pool.map(migrate, [uri, uri]) for name in names]
-    assert applied == [path.stem for path in sorted(MIGRATIONS.glob("*.sql"))]
+    assert sorted(applied) == [path.stem for path in sorted(MIGRATIONS.glob("*.sql"))]
 
 
 def test_a_migration_that_fails_leaves_nothing_of_itself(
@@ -118,6 +126,7 @@ def test_a_migration_that_fails_leaves_nothing_of_itself(
     assert (tables, versions) == ([("good",)], [("20260101000000",)])
 
 
+@pytest.mark.usefixtures("template")
 def test_on_supabase_its_own_roles_are_left_alone(server: PostgresServer, empty_database: str) -> None:
     with psycopg.connect(server.uri(), autocommit=True) as connection:
         connection.execute("create role supabase_admin")
@@ -150,30 +159,181 @@ def test_the_seed_loads_and_its_books_balance(db: TestDatabase) -> None:
     assert db.row("select * from cancel_batch((select id from call_batches))")["contacts_skipped"] == 500
 
 
-@pytest.mark.usefixtures("template")
-def test_a_hosted_projects_owner_migrates_without_being_a_superuser(server: PostgresServer) -> None:
-    """As on Supabase: the database's owner may create roles, and is no superuser."""
+@contextmanager
+def without_the_cores_roles(server: PostgresServer) -> Iterator[psycopg.Connection]:
+    """A superuser's connection, while the cluster has not the roles that the core creates: they are the
+    cluster's, and other databases of it need them again."""
     with psycopg.connect(server.uri(), autocommit=True) as connection:
-        # Roles are the cluster's: the one that the core creates must not be there yet.
+        for role in CORES_ROLES:
+            connection.execute(f"alter role {role} rename to {role}_of_others".encode())
+        try:
+            yield connection
+        finally:
+            for role in CORES_ROLES:
+                connection.execute(f"drop role if exists {role}".encode())
+                connection.execute(f"alter role {role}_of_others rename to {role}".encode())
+
+
+@contextmanager
+def hosted_project(server: PostgresServer) -> Iterator[tuple[psycopg.Connection, str]]:
+    """As on Supabase: the database's owner may create roles, and is no superuser. A superuser's connection and
+    the owner's URI."""
+    with without_the_cores_roles(server) as connection:
         connection.execute("create role supabase_admin")
-        connection.execute("alter role lastcall_admin rename to lastcall_admin_of_others")
         connection.execute("create role hosted_owner login createrole bypassrls")
         connection.execute("create database hosted owner hosted_owner")
         try:
-            migrate(server.uri("hosted", "hosted_owner"))
-            with psycopg.connect(server.uri("hosted", "hosted_owner"), autocommit=True) as console:
-                console.execute((MIGRATIONS.parent / "seed.sql").read_bytes())
-                row = console.execute("select contacts_skipped from cancel_batch((select id from call_batches))")
-                assert row.fetchone() == (500,)
-                actor = console.execute("select actor_kind, actor_role from batch_events where action = 'cancel'")
-                assert actor.fetchone() == ("console", "hosted_owner")
-                assert console.execute("select * from private.check_counters()").fetchall() == []
+            yield connection, server.uri("hosted", "hosted_owner")
         finally:
             connection.execute("drop database hosted with (force)")
-            connection.execute("drop role if exists lastcall_admin")
+            connection.execute("drop role if exists lastcall_functions, lastcall_admin")
+            connection.execute("drop owned by hosted_owner")
             connection.execute("drop role hosted_owner")
-            connection.execute("alter role lastcall_admin_of_others rename to lastcall_admin")
             connection.execute("drop role supabase_admin")
+
+
+def memberships(connection: psycopg.Connection) -> set[str]:
+    """What lastcall_functions may become."""
+    rows = connection.execute(
+        "select r.rolname from pg_auth_members m join pg_roles r on r.oid = m.roleid"
+        " join pg_roles f on f.oid = m.member where f.rolname = 'lastcall_functions' and not m.admin_option"
+    )
+    return {row[0] for row in rows}
+
+
+@pytest.mark.usefixtures("template")
+def test_a_hosted_projects_owner_migrates_without_being_a_superuser(server: PostgresServer) -> None:
+    with hosted_project(server) as (superuser, uri):
+        # As Supabase does from PostgreSQL 16 on; before, who may create roles may grant them.
+        superuser.execute("grant anon, authenticated, service_role to hosted_owner with admin option")
+        warnings: list[str] = []
+        migrate(uri, warnings.append)
+        assert (warnings, memberships(superuser)) == ([], THE_THREE)
+        with psycopg.connect(uri, autocommit=True) as console:
+            console.execute((MIGRATIONS.parent / "seed.sql").read_bytes())
+            row = console.execute("select contacts_skipped from cancel_batch((select id from call_batches))")
+            assert row.fetchone() == (500,)
+            actor = console.execute("select actor_kind, actor_role from batch_events where action = 'cancel'")
+            assert actor.fetchone() == ("console", "hosted_owner")
+            assert console.execute("select * from private.check_counters()").fetchall() == []
+
+
+@pytest.mark.usefixtures("template")
+def test_what_a_hosted_projects_owner_may_not_grant_is_said_and_nothing_fails(server: PostgresServer) -> None:
+    """From PostgreSQL 16 on it takes the admin option, which an older Supabase project has not given."""
+    with hosted_project(server) as (superuser, uri):
+        if superuser.info.server_version < 160000:
+            pytest.skip("before PostgreSQL 16, who may create roles may grant them")
+        superuser.execute("grant anon to hosted_owner with admin option")
+        for _ in range(2):  # said until it is done
+            warnings: list[str] = []
+            migrate(uri, warnings.append)
+            assert warnings == [
+                "lastcall_functions cannot become authenticated, service_role: hosted_owner may not grant them."
+                " As a superuser, or with the admin option on them:"
+                " grant authenticated, service_role to lastcall_functions;"
+            ]
+            assert memberships(superuser) == {"anon"}
+        superuser.execute(warnings[0].rpartition(": ")[2].encode())
+        warnings = []
+        migrate(uri, warnings.append)
+        assert (warnings, memberships(superuser)) == ([], THE_THREE)
+
+
+@pytest.mark.usefixtures("template")
+def test_an_owner_who_may_create_no_role_is_told_what_a_superuser_runs(
+    server: PostgresServer, own_folder: Path
+) -> None:
+    with without_the_cores_roles(server) as superuser:
+        superuser.execute("create role lastcall_admin nologin")
+        superuser.execute("create role plain_owner login in role lastcall_admin")
+        superuser.execute("create database plain owner plain_owner")
+        try:
+            url = server.uri("plain", "plain_owner")
+            done = lastcall("migrate", folder=own_folder, DATABASE_URL=url)
+            assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "up to date")
+            problem, _, remedy = done.stderr.partition(". As a superuser: ")
+            assert problem == (
+                "lastcall: warning: the role lastcall_functions is missing, and plain_owner may not create it"
+            )
+            superuser.execute(remedy.encode())
+            assert memberships(superuser) == THE_THREE
+            done = lastcall("migrate", folder=own_folder, DATABASE_URL=url)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "up to date\n", "")
+        finally:
+            superuser.execute("drop database plain with (force)")
+            superuser.execute("drop role plain_owner")
+
+
+def test_the_functions_role_has_no_password_and_no_right_but_to_become_one_of_the_three(db: TestDatabase) -> None:
+    role = db.row("select * from pg_authid where rolname = 'lastcall_functions'")
+    assert (role["rolpassword"], role["rolvaliduntil"]) == (None, None)
+    assert {name for name, value in role.items() if value is True} == {"rolcanlogin"}
+    with psycopg.connect(db.uri) as superuser:
+        assert memberships(superuser) == THE_THREE
+    assert db.rows("select from pg_shdepend where refobjid = 'lastcall_functions'::regrole") == []
+
+
+def test_a_role_that_was_lost_is_made_again(server: PostgresServer, db: TestDatabase) -> None:
+    """Roles are in no dump of a database: what is restored elsewhere has its history, and not its role."""
+    with without_the_cores_roles(server) as superuser:
+        superuser.execute("alter role lastcall_admin_of_others rename to lastcall_admin")
+        try:
+            assert migrate(db.uri) == []
+            assert memberships(superuser) == THE_THREE
+        finally:
+            superuser.execute("alter role lastcall_admin rename to lastcall_admin_of_others")
+
+
+@pytest.mark.usefixtures("template")
+def test_two_databases_of_a_cluster_may_be_migrated_at_once(server: PostgresServer) -> None:
+    names = ["at_once_1", "at_once_2", "at_once_3"]
+    with without_the_cores_roles(server) as superuser:
+        for name in names:
+            superuser.execute(f"create database {name}".encode())
+        try:
+            with ThreadPoolExecutor(len(names)) as pool:
+                applied = list(pool.map(migrate, map(server.uri, names)))
+            assert applied == [[path.stem for path in sorted(MIGRATIONS.glob("*.sql"))]] * len(names)
+            assert memberships(superuser) == THE_THREE
+        finally:
+            for name in names:
+                superuser.execute(f"drop database {name} with (force)".encode())
+
+
+def test_a_restored_cluster_serves_again(server: PostgresServer, db: TestDatabase, own_folder: Path) -> None:
+    """pg_dumpall --roles-only and pg_dump, into another cluster."""
+    user = db.user(db.agency())
+    database = db.value("select current_database()")
+    db.rows("alter role lastcall_functions password 'as it was'")
+    try:
+        dumps = [
+            subprocess.run([server.bin_folder / program, *options], capture_output=True, check=True).stdout
+            for program, *options in (
+                ("pg_dumpall", "--roles-only", "--dbname", server.uri()),
+                ("pg_dump", "--create", server.uri(database)),
+            )
+        ]
+        verifier = db.value("select rolpassword from pg_authid where rolname = 'lastcall_functions'")
+    finally:
+        db.rows("alter role lastcall_functions password null")
+    other = new_server(own_folder)
+    other.start()
+    try:
+        for dump in dumps:
+            subprocess.run([server.bin_folder / "psql", other.uri()], input=dump, capture_output=True, check=True)
+        restored = TestDatabase(other.uri(database), other.uri(database, "lastcall_functions"))
+        try:
+            role = restored.row("select * from pg_authid where rolname = 'lastcall_functions'")
+            assert role["rolpassword"] == verifier
+            assert migrate(restored.uri) == []
+            with restored.as_user(user) as connection:
+                lists = connection.execute("select list_batches() -> 'batches' as batches").fetchone()
+                assert lists == {"batches": []}
+        finally:
+            restored.close()
+    finally:
+        other.stop()
 
 
 @pytest.mark.usefixtures("template")

@@ -40,7 +40,7 @@ def older(
                 shutil.copy(path, tmp_path)
         patch.setattr(migrations, "MIGRATIONS", tmp_path)
         migrate(server.uri(empty_database))
-    database = TestDatabase(server.uri(empty_database), server.uri(empty_database, "authenticator"))
+    database = TestDatabase(server.uri(empty_database), server.uri(empty_database, "lastcall_functions"))
     yield database
     database.close()
 

@@ -86,14 +86,14 @@ def soak(plan: Plan, server: PostgresServer, folder: Path) -> Report:
     """Run the plan on a server that has been started, with logs in folder."""
     migrate(server.uri())
     with ExitStack() as stack:
-        db = TestDatabase(server.uri(), server.uri(user="authenticator"))
+        db = TestDatabase(server.uri(), server.uri(user="lastcall_functions"))
         stack.callback(db.close)
         agency = db.agency()
         owner = db.user(agency)
         secret = db.value("select webhook_secret from rotate_webhook_secret(%s)", agency)
         batches = _create(db, agency, plan)
         settings = {
-            "DATABASE_URL": server.uri(user="authenticator"),
+            "DATABASE_URL": server.uri(user="lastcall_functions"),
             "SUPABASE_JWT_SECRET": SECRET,
             "SUPABASE_JWT_ISSUER": ISSUER,
             "LASTCALL_CRON_SECRET": CRON_SECRET,

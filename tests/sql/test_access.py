@@ -8,7 +8,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from ..support.database import TestDatabase
+from ..support.database import TestDatabase, log_in_as
 
 BACKEND = ("agencies", "users", "campaigns", "agent_mappings", "agency_phone_numbers", "do_not_call")
 """What the backend brings by plain inserts."""
@@ -44,6 +44,7 @@ SERVICE = PEOPLE | {
 EXECUTE = {
     # The one procedure without a token: it asks for a signature instead.
     "anon": {"public.ingest_webhook", "private.ingest_webhook"},
+    "lastcall_functions": set(),
     "authenticator": set(),
     "authenticated": PEOPLE | {"private.current_agency_id"},
     "service_role": SERVICE,
@@ -165,6 +166,7 @@ def test_the_publishable_key_reads_nothing(db: TestDatabase, table: str) -> None
     [
         ("anon", set()),
         ("authenticated", set()),
+        ("lastcall_functions", set()),
         ("authenticator", set()),
         ("lastcall_admin", set()),
         # The backend brings agencies, people and batches; all else changes by procedures alone.
@@ -304,11 +306,50 @@ def test_a_handler_that_forgets_who_calls_is_refused(db: TestDatabase, claims: d
 
 def test_a_handler_that_forgets_the_role_too_may_do_nothing(db: TestDatabase) -> None:
     user, batch, _ = world(db)
-    with db.connect(db.functions_uri) as connection:
+    with db.connect(log_in_as("lastcall_functions", db.uri)) as connection:
         connection.execute("select set_config('request.jwt.claims', %s, false)", [f'{{"sub": "{user}"}}'])
         for forbidden in ("select cancel_batch(%s)", "select from call_batches where id = %s"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(forbidden, [batch])
+
+
+@pytest.mark.parametrize("role", ["lastcall_admin", "postgres", "authenticator", "pg_read_all_data", "pg_monitor"])
+def test_the_functions_role_becomes_nobody_but_the_three(db: TestDatabase, role: str) -> None:
+    with db.connect(log_in_as("lastcall_functions", db.uri)) as connection:
+        for allowed in ("anon", "authenticated", "service_role"):
+            connection.execute(f"set role {allowed}")
+            # Nor by way of one of them: who may be become is the session's matter.
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(f"set role {role}")
+        connection.execute("reset role")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(f"set session authorization {role}")
+
+
+def test_the_functions_role_by_itself_reads_makes_and_changes_nothing(db: TestDatabase) -> None:
+    world(db)
+    readable = db.rows(
+        "select c.relname from pg_class c where c.relkind in ('r', 'v', 'm', 'S', 'p')"
+        " and c.relnamespace in ('public'::regnamespace, 'private'::regnamespace, 'supabase_migrations'::regnamespace)"
+        " and (has_table_privilege('lastcall_functions', c.oid, 'select')"
+        "   or has_any_column_privilege('lastcall_functions', c.oid, 'select'))"
+    )
+    assert readable == []
+    with db.connect(log_in_as("lastcall_functions", db.uri)) as connection:
+        for forbidden in (
+            "select from private.check_counters()",
+            "create table public.mine ()",
+            "create schema mine",
+            "create role mine",
+            "grant service_role to anon",
+            "grant lastcall_admin to lastcall_functions",
+            "alter role lastcall_functions bypassrls",
+            "alter role authenticator password 'mine'",
+            "select from pg_authid",
+            "copy (select 1) to '/tmp/mine'",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(forbidden)
 
 
 def test_an_admin_of_the_console_is_one_by_membership_alone(db: TestDatabase) -> None:
@@ -316,7 +357,7 @@ def test_an_admin_of_the_console_is_one_by_membership_alone(db: TestDatabase) ->
     name = f"alice_{db.value('select current_database()')}"
     db.rows(f"create role {name} login")
     try:
-        with db.connect(db.uri.replace("postgres@", f"{name}@")) as alice:
+        with db.connect(log_in_as(name, db.uri)) as alice:
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 alice.execute("select cancel_batch(%s)", [batch])
             db.rows(f"grant lastcall_admin to {name}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import psycopg
@@ -28,6 +29,12 @@ def dump_schema(bin_folder: Path, uri: str) -> str:
     return "\n".join(line for line in dumped.splitlines() if not line.startswith(("\\restrict", "\\unrestrict")))
 
 
+def log_in_as(role: str, uri: str) -> str:
+    """The URI of the same database for another role."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
 class TestDatabase:
     """A database and its owner's connection, with short ways to fill and read it."""
 
@@ -37,7 +44,7 @@ class TestDatabase:
         self.uri = uri
         """As its owner: the SQL console."""
         self.functions_uri = functions_uri
-        """As the functions' login role."""
+        """As the functions reach it: as their login role, perhaps by a pooler."""
         self.owner = self.connect()
 
     def connect(self, uri: str | None = None) -> Connection:
@@ -61,8 +68,9 @@ class TestDatabase:
 
     @contextmanager
     def acting(self, role: str, claims: dict[str, Any] | None = None) -> Iterator[Connection]:
-        """A connection that acts as the functions and PostgREST do: as a role, with a token's claims."""
-        with self.connect(self.functions_uri) as connection:
+        """A connection that acts as the functions and PostgREST do: as a role, with a token's claims. Its own,
+        not a pooler's: both stay for as long as it lasts."""
+        with self.connect(log_in_as("lastcall_functions", self.uri)) as connection:
             connection.execute("select set_config('role', %s, false)", [role])
             if claims is not None:
                 connection.execute("select set_config('request.jwt.claims', %s, false)", [json.dumps(claims)])
