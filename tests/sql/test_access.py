@@ -38,7 +38,7 @@ SERVICE = PEOPLE | {
     for name in (
         "claim_contacts", "start_call", "confirm_call", "finish_call", "release_expired_leases", "process_batches",
         "ingest_webhook", "process_webhook_queue", "purge_webhook_queue",
-        "next_claim_in", "list_open_calls",
+        "next_claim_in", "list_open_calls", "service_stats",
     )
 } | {"private.check_counters", "private.recount_batch"}  # fmt: skip
 EXECUTE = {
@@ -400,9 +400,11 @@ def test_every_table_has_row_level_security_and_every_key_begins_with_the_agency
         " ('agencies'::regclass, 'users'::regclass)"
     )
     # An admin gives a batch's id alone; with the agency first, plans would take the next three for a batch's
-    # rows; what is due is due for every agency. None of them is unique, so they can be distributed too.
+    # rows; what is due, or ended last, is so whichever agency's. None of them is unique, so they can be
+    # distributed too.
     assert {row["index"] for row in indexes if row["first"] != "agency_id"} == {
         "call_batches_id", "calls_contact", "calls_carrier", "campaign_contacts_number", "webhook_queue_due",
+        "call_batches_ended",
     }  # fmt: skip
 
 
