@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SUPABASE_CLI := supabase@3.1.0
+SUPABASE_CLI_VERSION := 3.1.0
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,7 +30,7 @@ test-matrix: install  ## the core's tests on PostgreSQL 15 (Debian's) and 17
 	  $(BIN)/pytest -n auto tests/sql tests/migrations tests/concurrency
 
 test-supabase: install  ## supabase/ with the Supabase CLI (npm) and pgTAP, on Debian's PostgreSQL 15
-	cli="$$(npx --yes --package=$(SUPABASE_CLI) -- which supabase)" && \
+	cli="$$(npx --yes --package=supabase@$(SUPABASE_CLI_VERSION) -- which supabase)" && \
 	  SUPABASE_CLI="$$cli" TEST_POSTGRES_BIN=/usr/lib/postgresql/15/bin $(BIN)/pytest -n auto tests/supabase
 
 soak: install  ## five minutes of everything at once, with dialers killed, and a verdict

@@ -100,6 +100,19 @@ def test_push_goes_on_where_migrate_stopped(
     assert (push(uri), migrate(uri)) == ([], [])
 
 
+def test_a_migration_that_push_cannot_apply_leaves_nothing_of_itself(hosted: HostedPostgres, tmp_path: Path) -> None:
+    uri = hosted.uri(hosted.project())
+    migrate(uri)
+    project = copied(tmp_path, lambda config: config)
+    bad = project / "supabase" / "migrations" / "20991231000000_bad.sql"
+    bad.write_text("create table public.half_done ();\nselect 1 / 0;\n")
+    failed = supabase("db", "push", uri=uri, folder=project)
+    assert failed.returncode == 1
+    assert "division by zero" in failed.stdout + failed.stderr
+    assert rows(uri, "select to_regclass('public.half_done')") == [(None,)]
+    assert push(uri) == []
+
+
 def test_push_loads_the_seed(hosted: HostedPostgres, pushed: str) -> None:
     uri = hosted.uri(pushed)
     assert rows(uri, "select status::text, total_contacts from call_batches") == [("processing", 500)]
