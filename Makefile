@@ -9,7 +9,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: help install demo serve test test-matrix test-supabase soak lint lint-sql bench migration
+.PHONY: help install demo serve test test-matrix test-supabase soak lint lint-sql bench migration test-container-image package
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -33,6 +33,9 @@ test-supabase: install  ## supabase/ with the Supabase CLI (npm) and pgTAP, on D
 	cli="$$(npx --yes --package=supabase@$(SUPABASE_CLI_VERSION) -- which supabase)" && \
 	  SUPABASE_CLI="$$cli" TEST_POSTGRES_BIN=/usr/lib/postgresql/15/bin $(BIN)/pytest -n auto tests/supabase
 
+test-container-image: install  ## the container image, built from PYTHON_IMAGE and run by a Docker engine
+	TEST_PYTHON_IMAGE=$(or $(PYTHON_IMAGE),python:3.13-slim) $(BIN)/pytest tests/platforms/test_container.py
+
 soak: install  ## five minutes of everything at once, with dialers killed, and a verdict
 	$(BIN)/python -m tests.soak
 
@@ -53,3 +56,15 @@ migration: install  ## write what changed in sql/ as a migration: make migration
 	$(if $(name),,$(error say what it does: make migration name=...))
 	$(BIN)/python -c 'import sys; from functions.migrations import create_migration; \
 	  print(create_migration(sys.argv[1]) or "nothing changed in sql/")' $(name)
+
+package: install  ## what a platform is given, into dist/: make package platform=lambda, azure or google
+	$(if $(filter lambda azure google,$(platform)),,$(error say for which one: make package platform=lambda, azure or google))
+	rm -rf dist/$(platform)
+	mkdir -p dist/$(platform)
+ifeq ($(platform),lambda)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --target dist/lambda \
+	  --platform manylinux2014_x86_64 --only-binary :all: '.[lambda]'
+else
+	cp functions/platforms/$(platform)/* constraints.txt dist/$(platform)
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist/$(platform) .
+endif
