@@ -8,8 +8,6 @@ from starlette.responses import Response
 from ._shared.auth import verify_service
 from ._shared.errors import FunctionError
 from ._shared.http import edge_function, reply
-from .dialer.carrier import connect_carrier
-from .dialer.dialer import Dialer
 
 MAX_CALLS = 1000
 RUN_S = 40.0
@@ -19,6 +17,10 @@ RUN_S = 40.0
 @edge_function(failure="Failed to process batches")
 async def calls_batch_process(request: Request) -> Response:
     """Start and complete batches, give back what other dialers lost, and place the next calls."""
+    # Only here: what the other functions do not need, they do not load.
+    from .dialer.carrier import connect_carrier
+    from .dialer.dialer import Dialer
+
     verify_service(request)
     state = request.app.state
     if state.settings.carrier is None:
