@@ -61,7 +61,7 @@ def own_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def own_db(own_server: PostgresServer) -> Iterator[TestDatabase]:
-    db = TestDatabase(own_server.uri("container"), own_server.uri("container", "authenticator"))
+    db = TestDatabase(own_server.uri("container"), own_server.uri("container", "lastcall_functions"))
     yield db
     assert db.unbalanced() == []
     db.close()
@@ -81,7 +81,7 @@ class Container:
 @contextmanager
 def running(image: str, server: PostgresServer, *options: str) -> Iterator[Container]:
     """The image, which may write nowhere but into /tmp, with the server's socket."""
-    uri = server.uri("container", "authenticator")
+    uri = server.uri("container", "lastcall_functions")
     folder = str(server.folder)
     settings = {"DATABASE_URL": uri, "SUPABASE_JWT_SECRET": SECRET, "SUPABASE_JWT_ISSUER": ISSUER}
     given = [argument for name, value in settings.items() for argument in ("--env", f"{name}={value}")]

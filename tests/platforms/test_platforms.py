@@ -70,7 +70,7 @@ def platform(
 ) -> Iterator[httpx2.Client]:
     """A client of the functions on that platform."""
     settings = {
-        "DATABASE_URL": server.uri(database, "authenticator"),
+        "DATABASE_URL": server.uri(database, "lastcall_functions"),
         "SUPABASE_JWT_SECRET": SECRET,
         "SUPABASE_JWT_ISSUER": ISSUER,
     }
@@ -84,7 +84,7 @@ def platform(
 
 @pytest.fixture
 def db(server: PostgresServer, database: str) -> Iterator[TestDatabase]:
-    db = TestDatabase(server.uri(database), server.uri(database, "authenticator"))
+    db = TestDatabase(server.uri(database), server.uri(database, "lastcall_functions"))
     yield db
     assert db.unbalanced() == []
     db.close()
