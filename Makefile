@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SUPABASE_CLI_VERSION := 3.1.0
+export DENO_DIR := $(CURDIR)/$(VENV)/deno
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: help install demo serve test test-matrix test-supabase soak lint lint-sql bench migration test-container-image package
+.PHONY: help install demo serve test test-matrix test-supabase soak lint lint-sql bench migration test-container-image package forwarders
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -39,11 +40,15 @@ test-container-image: install  ## the container image, built from PYTHON_IMAGE a
 soak: install  ## five minutes of everything at once, with dialers killed, and a verdict
 	$(BIN)/python -m tests.soak
 
-lint: install  ## ruff, mypy, import-linter
+lint: install  ## ruff, mypy, import-linter, deno
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deno fmt --check supabase/functions tests/forwarders
+	$(BIN)/deno lint supabase/functions tests/forwarders
+	$(BIN)/deno check --no-config --no-npm --no-remote supabase/functions/*/*.ts
+	$(BIN)/deno check --config tests/forwarders/deno.json --frozen tests/forwarders/*.ts
 
 lint-sql: install  ## plpgsql_check over every procedure, on Debian's PostgreSQL 15; squawk over the migrations
 	$(BIN)/python -m tests.lint_sql
@@ -68,3 +73,6 @@ else
 	cp functions/platforms/$(platform)/* constraints.txt dist/$(platform)
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist/$(platform) .
 endif
+
+forwarders: install  ## write supabase/functions/ anew from the app's functions
+	$(BIN)/python supabase/forwarders.py

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from functions._shared.log import JsonFormatter
 
 
 @contextmanager
-def serving(app: Starlette) -> Iterator[tuple[str, int]]:
+def serving(app: ASGIApp) -> Iterator[tuple[str, int]]:
     """The app on a loopback address, which it gives."""
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))

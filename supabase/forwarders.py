@@ -1,0 +1,53 @@
+"""Write supabase/functions/<name>/index.ts for each function of the app: python supabase/forwarders.py [folder]
+
+A function is called like its handler, with dashes. What follows its path's first parameter is passed on as it comes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from functions._shared.envelope import error_envelope
+from functions._shared.http import EdgeFunction
+from functions.app import ROUTES
+
+SERVED = ("/functions/v1/", "/api/call/")
+"""Under these paths are the functions."""
+HEADER = "// Generated from functions/app.py by `make forwarders`.\n"
+
+
+def forwarders() -> dict[str, str]:
+    """Each function's name and its index.ts."""
+    found = {}
+    for route in ROUTES:
+        function = route.endpoint
+        if isinstance(function, EdgeFunction) and route.path.startswith(SERVED):
+            name = function.handler.__name__.replace("_", "-")
+            arguments = [name]
+            path = route.path.partition("/{")[0]
+            if path != f"/functions/v1/{name}":
+                arguments.append(path)
+            if function.errors is error_envelope:
+                arguments.append("envelope")
+            quoted = ", ".join(f'"{argument}"' for argument in arguments)
+            found[name] = (
+                f'{HEADER}import {{ forward }} from "../_shared/forward.ts";\n\nDeno.serve(forward({quoted}));\n'
+            )
+    return found
+
+
+def write(folder: Path) -> None:
+    """Write them all into the folder, and remove those that were generated for functions that are no more."""
+    written = forwarders()
+    for name, text in written.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "index.ts").write_text(text)
+    for index in folder.glob("*/index.ts"):
+        if index.parent.name not in written and index.read_text().startswith(HEADER):
+            shutil.rmtree(index.parent)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "functions")
