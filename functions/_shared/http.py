@@ -33,7 +33,7 @@ _CORS = {
     "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
 }
 _USUAL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
-_ALLOWED_HEADERS = "authorization, apikey, content-type, idempotency-key, x-client-info, x-request-id"
+_ALLOWED_HEADERS = "authorization, apikey, content-type, idempotency-key, x-client-info, x-region, x-request-id"
 
 
 def reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -97,7 +97,7 @@ def test_a_browsers_preflight_is_answered_without_a_token(alone: TestClient, pat
     asked = {
         "Origin": "https://app.example",
         "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": "authorization, apikey, content-type, x-client-info, x-request-id",
+        "Access-Control-Request-Headers": "authorization, apikey, content-type, x-client-info, x-region, x-request-id",
     }
     response = alone.options(path, headers=asked)
     assert (response.status_code, response.content) == (204, b"")
