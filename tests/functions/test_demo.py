@@ -23,6 +23,8 @@ from functions.dialer.simulated_carrier import CarrierCall
 from ..support.database import TestDatabase
 from ..support.webhooks import JOINED, Carrier, event, process
 
+pytestmark = pytest.mark.one_postgres
+
 CONTACTS = 30
 LAST_CONTACT = "batch_id = %s and id = (select max(id) from campaign_contacts)"
 STARTED_BETWEEN = "calls started between the pause's reply and the resume's request"

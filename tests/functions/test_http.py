@@ -21,6 +21,8 @@ from ..support.database import TestDatabase
 from ..support.serving import Log, logged, serving
 from ..support.tokens import ISSUER, SECRET, bearer, token
 
+pytestmark = pytest.mark.one_postgres
+
 CANCEL = "/functions/v1/calls-batch-cancel"
 STOP = "/api/call/stop-calling"
 BOTH = pytest.mark.parametrize("path", [CANCEL, STOP])

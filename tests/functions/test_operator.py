@@ -33,6 +33,8 @@ from ..support.serving import serving
 from ..support.tokens import token
 from .test_database import until, waiting_for_a_lock
 
+pytestmark = pytest.mark.one_postgres
+
 EMAIL = "ada@example.com"
 
 

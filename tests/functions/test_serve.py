@@ -30,6 +30,8 @@ from ..support.database import TestDatabase
 from ..support.tokens import SECRET, token
 from .test_database import locked, until, waiting_for_a_lock
 
+pytestmark = pytest.mark.one_postgres
+
 CANCEL = "/functions/v1/calls-batch-cancel"
 UNPRIVILEGED = 65534
 

@@ -6,6 +6,8 @@ import pytest
 
 from functions._shared.settings import Settings, SettingsError
 
+pytestmark = pytest.mark.one_postgres
+
 SECRET = "x" * 32
 POSTGRES = {"DATABASE_URL": "postgresql://db.example/postgres", "SUPABASE_JWT_SECRET": SECRET}
 SUPABASE = {"SUPABASE_URL": "https://project.example", "SUPABASE_PUBLISHABLE_KEY": "sb_publishable_x"}

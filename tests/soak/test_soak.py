@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from ..conftest import new_server
 from .soak import Plan, soak
+
+pytestmark = pytest.mark.one_postgres
 
 
 def test_everything_at_once_keeps_every_promise(own_folder: Path) -> None:
