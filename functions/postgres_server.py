@@ -42,7 +42,7 @@ class PostgresServer:
 
     def uri(self, database: str = "postgres", user: str = "postgres") -> str:
         """The libpq URI of a database of this server."""
-        return f"postgresql://{user}@/{database}?host={quote(str(self._socket_folder()), safe='')}&port=5432"
+        return f"postgresql://{user}@/{database}?host={quote(str(self._socket_folder()), safe='')}&port={self._port()}"
 
     def start(self) -> None:
         """Start the server, or join those who use it already. Raises PostgresServerError."""
@@ -126,7 +126,7 @@ class PostgresServer:
         # The port names the socket; said here and in the URI, no PGPORT of the environment matters.
         settings = {
             "listen_addresses": "",
-            "port": "5432",
+            "port": self._port(),
             "unix_socket_directories": str(sockets),
             # Whoever may connect is trusted: that is the user alone, not everyone of this machine.
             "unix_socket_permissions": "0700",
@@ -166,6 +166,9 @@ class PostgresServer:
         if len(str(self.folder)) < 80:
             return self.folder
         return Path(tempfile.gettempdir()) / f"lastcall-{self.folder.stat().st_ino}"
+
+    def _port(self) -> str:
+        return self.options.get("port", "5432")
 
     def _pg_ctl(self, *arguments: str) -> int:
         # No pipes: the server would inherit them and keep a reader waiting.

@@ -10,7 +10,7 @@ import json
 import select
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import msgspec
 import psycopg
@@ -21,6 +21,7 @@ from starlette.requests import Request
 
 from .auth import Caller
 from .errors import FunctionError, unavailable
+from .log import logger
 from .settings import Settings
 
 # Postgres asks for these to be tried again: nothing was wrong, two transactions met.
@@ -57,6 +58,20 @@ def connect_database(settings: Settings) -> Database:
     if settings.transport == "postgrest":
         return PostgrestDatabase(settings)
     return PostgresDatabase(settings)
+
+
+class _Connection(psycopg.AsyncConnection[Any]):
+    """Says in the log why it could not be made: whoever waits for one only learns that there is none."""
+
+    @classmethod
+    async def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        try:
+            return await super().connect(*args, **kwargs)
+        except psycopg.OperationalError as error:
+            # Hosts, users and reasons. What is said of a URL that cannot be read may quote its password.
+            reason = " ".join(str(error).split())
+            logger.warning("no connection to the database", extra={"fields": {"reason": reason}})
+            raise
 
 
 class PostgresDatabase:
@@ -131,6 +146,7 @@ class PostgresDatabase:
         if self._pool is None:
             self._pool = AsyncConnectionPool(
                 self._settings.database_url or "",
+                connection_class=_Connection,
                 kwargs={
                     "autocommit": True,
                     "prepare_threshold": None,
