@@ -30,6 +30,7 @@ from .calls_batch_retry import calls_batch_retry
 from .get_user_batch import get_user_batch
 from .health import health
 from .list_user_batches import list_user_batches
+from .observability import Watch
 from .process_webhook_queue import process_webhook_queue
 from .start_calling import start_calling
 from .stop_calling import stop_calling
@@ -66,12 +67,15 @@ ROUTES = [
 def create_app(settings: Settings) -> Starlette:
     """The service of these settings. Nothing is connected before the first request."""
 
+    watch = Watch(settings, settings.metrics_ports, "lastcall")
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
-        if app.state.carrier is not None:
-            await app.state.carrier.aclose()
-        await app.state.database.close()
+        async with watch.running(app.state.database):
+            yield
+            if app.state.carrier is not None:
+                await app.state.carrier.aclose()
+            await app.state.database.close()
 
     app = Starlette(
         routes=ROUTES,
@@ -81,8 +85,9 @@ def create_app(settings: Settings) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.settings = settings
-    app.state.verifier = TokenVerifier(settings)
-    app.state.database = connect_database(settings)
+    app.state.observer = watch.observer
+    app.state.verifier = TokenVerifier(settings, watch.observer)
+    app.state.database = connect_database(settings, watch.observer)
     app.state.carrier = None  # made by the function that needs it
     return app
 

@@ -26,5 +26,6 @@ async def calls_batch_process(request: Request) -> Response:
     if state.settings.carrier is None:
         raise FunctionError(500, "no_carrier", "No carrier is configured: set LASTCALL_CARRIER")
     state.carrier = state.carrier or connect_carrier(state.settings)
-    done = await Dialer(state.database, state.carrier, state.settings).run_once(MAX_CALLS, RUN_S)
+    dialer = Dialer(state.database, state.carrier, state.settings, state.observer)
+    done = await dialer.run_once(MAX_CALLS, RUN_S)
     return reply(done.reply())

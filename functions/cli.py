@@ -267,9 +267,12 @@ def _process(options: argparse.Namespace) -> int:
             env["DATABASE_URL"] = _start_postgres(started)
         settings = _settings(env, serving=False)
         configure_logging()
-        if options.loop:
+        if not options.loop:
+            return asyncio.run(dial_once(settings, options.max_calls))
+        try:
             return asyncio.run(dial_until_stopped(settings))
-        return asyncio.run(dial_once(settings, options.max_calls))
+        except SettingsError as error:
+            raise CommandError(str(error)) from None
 
 
 def _start_postgres(started: contextlib.ExitStack) -> str:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from .errors import FunctionError, unavailable
 from .log import logger
+from .observe import NOBODY, Observer
 from .settings import Settings
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -39,10 +40,11 @@ class TokenVerifier:
     published keys, counts as well. A key counts for its own algorithm only, so that no public key is taken
     for a secret."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, observer: Observer = NOBODY) -> None:
         self.settings = settings
         self.secrets = [secret for secret in (settings.jwt_secret, settings.jwt_secret_previous) if secret]
-        self.keys = None if settings.jwt_secret else JwksCache(f"{settings.supabase_url}/auth/v1/.well-known/jwks.json")
+        url = f"{settings.supabase_url}/auth/v1/.well-known/jwks.json"
+        self.keys = None if settings.jwt_secret else JwksCache(url, observer)
 
     async def verify(self, token: str) -> dict[str, Any]:
         """The claims of a user's token. Raises 401, or 503 when the keys are out of reach."""
@@ -98,8 +100,9 @@ class JwksCache:
     TIMEOUT_S = 3.0
     MAX_BYTES = 1 << 20
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, observer: Observer = NOBODY) -> None:
         self.url = url
+        self._observer = observer
         self._keys: dict[str, jwt.PyJWK] | None = None
         self._fetched_at = 0.0
         self._tried_at: float | None = None
@@ -134,9 +137,11 @@ class JwksCache:
                 self._keys = _public_signing_keys(await self._download())
             self._fetched_at = time.monotonic()
             self._in_reach = True
+            self._observer.count("jwks_fetch", "ok")
         except Exception:  # whatever it answers, it is no fault of the token
             logger.exception("jwks fetch failed")
             self._in_reach = False
+            self._observer.count("jwks_fetch", "failed")
         finally:
             self._tried_at = time.monotonic()
 

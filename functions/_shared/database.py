@@ -22,6 +22,7 @@ from starlette.requests import Request
 from .auth import Caller
 from .errors import FunctionError, unavailable
 from .log import logger
+from .observe import NOBODY, Observer
 from .settings import Settings
 
 # Postgres asks for these to be tried again: nothing was wrong, two transactions met.
@@ -46,6 +47,9 @@ class Database(Protocol):
     async def close(self) -> None:
         """Let the connections go."""
 
+    def pool_stats(self) -> dict[str, int]:
+        """The pool of connections in the words of psycopg_pool; nothing as long as, or where, there is none."""
+
 
 async def call(request: Request, caller: Caller, procedure: str, **arguments: Any) -> Any:
     """The row that public.<procedure> answers this caller."""
@@ -53,11 +57,11 @@ async def call(request: Request, caller: Caller, procedure: str, **arguments: An
     return rows[0]
 
 
-def connect_database(settings: Settings) -> Database:
+def connect_database(settings: Settings, observer: Observer = NOBODY) -> Database:
     """The database of the settings; connects when first used."""
     if settings.transport == "postgrest":
-        return PostgrestDatabase(settings)
-    return PostgresDatabase(settings)
+        return PostgrestDatabase(settings, observer)
+    return PostgresDatabase(settings, observer)
 
 
 class _Connection(psycopg.AsyncConnection[Any]):
@@ -82,21 +86,25 @@ class PostgresDatabase:
     caller is left for the next, behind a transaction pooler too.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, observer: Observer = NOBODY) -> None:
         self._settings = settings
+        self._observer = observer
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] | None = None
 
     async def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
         query = procedure_call(procedure, arguments)
         values = {name: _as_json(value) for name, value in arguments.items()}
         for last_try in (False, True):
-            try:
-                return await self._execute(caller, query, values)
-            except psycopg.Error as error:
-                cause = _cause(error)
-                if last_try or cause.sqlstate not in _RETRY_SQLSTATES:
-                    _check_json(cause.sqlstate, arguments)
-                    raise _translate(cause) from None
+            with self._observer.operation("procedure", procedure) as operation:
+                try:
+                    return await self._execute(caller, query, values)
+                except psycopg.Error as error:
+                    cause = _cause(error)
+                    operation.details["sqlstate"] = cause.sqlstate or ""
+                    if last_try or cause.sqlstate not in _RETRY_SQLSTATES:
+                        _check_json(cause.sqlstate, arguments)
+                        raise _translate(cause) from None
+                    operation.outcome = "retry"
         raise AssertionError("unreachable")
 
     async def _execute(self, caller: Caller, query: sql.Composed, arguments: dict[str, Any]) -> list[Any]:
@@ -134,12 +142,17 @@ class PostgresDatabase:
     async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         # Not by the pool's `check`, which sleeps for a second or more after each connection it refuses.
         pool = await self._open_pool()
-        for stale_ones_left in range(self._settings.pool_size, -1, -1):
-            async with pool.connection() as connection:
-                if not (stale_ones_left and _is_closed_by_server(connection)):
-                    yield connection
-                    return
-                await connection.close()
+        with self._observer.operation("connection", "postgres") as wait:
+            for stale_ones_left in range(self._settings.pool_size, -1, -1):
+                async with pool.connection() as connection:
+                    if not (stale_ones_left and _is_closed_by_server(connection)):
+                        wait.end()
+                        yield connection
+                        return
+                    await connection.close()
+
+    def pool_stats(self) -> dict[str, int]:
+        return self._pool.get_stats() if self._pool is not None else {}
 
     async def _open_pool(self) -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
         # Made on first use: serverless platforms start the app where no database is needed.
@@ -238,9 +251,10 @@ def _refusal(sqlstate: str, message: str | None, detail: str | None) -> Function
 class PostgrestDatabase:
     """The procedures, by the project's PostgREST with the caller's own token."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, observer: Observer = NOBODY) -> None:
         import httpx  # only here: what this transport needs, the other one does not load
 
+        self._observer = observer
         self._url = f"{settings.supabase_url}/rest/v1"
         self._headers = {"apikey": settings.publishable_key or ""}
         timeout = httpx.Timeout(settings.statement_timeout_ms / 1000, connect=5, pool=settings.pool_timeout_s)
@@ -266,15 +280,18 @@ class PostgrestDatabase:
         except msgspec.DecodeError:
             raise _invalid_json() from None
         for last_try in (False, True):
-            try:
-                data = (await client.rpc(procedure, given).execute()).data
-                return data if isinstance(data, list) else [data]
-            except httpx.TransportError:
-                raise unavailable("database_unavailable", "The database is out of reach; try again") from None
-            except APIError as error:
-                if last_try or error.code not in _RETRY_SQLSTATES:
-                    _check_json(error.code, arguments)
-                    raise _translate_postgrest(error) from error
+            with self._observer.operation("procedure", procedure) as operation:
+                try:
+                    data = (await client.rpc(procedure, given).execute()).data
+                    return data if isinstance(data, list) else [data]
+                except httpx.TransportError:
+                    raise unavailable("database_unavailable", "The database is out of reach; try again") from None
+                except APIError as error:
+                    operation.details["sqlstate"] = str(error.code or "")
+                    if last_try or error.code not in _RETRY_SQLSTATES:
+                        _check_json(error.code, arguments)
+                        raise _translate_postgrest(error) from error
+                    operation.outcome = "retry"
         raise AssertionError("unreachable")
 
     async def ping(self) -> None:
@@ -289,6 +306,9 @@ class PostgrestDatabase:
 
     async def close(self) -> None:
         await self._http.aclose()
+
+    def pool_stats(self) -> dict[str, int]:
+        return {}
 
 
 def _translate_postgrest(error: Any) -> Exception:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import FunctionError
 from .log import logger
+from .observe import Observer
 
 Handler = Callable[[Request], Awaitable[Response]]
 ErrorBody = Callable[[FunctionError], dict[str, Any]]
@@ -33,6 +34,8 @@ _CORS = {
     "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
 }
 _USUAL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+_KNOWN_METHODS = (*_USUAL_METHODS, "OPTIONS")
+_NO_FUNCTION = "none"
 _ALLOWED_HEADERS = "authorization, apikey, content-type, idempotency-key, x-client-info, x-region, x-request-id"
 
 
@@ -56,6 +59,7 @@ class EdgeFunction:
 
     def __init__(self, handler: Handler, methods: tuple[str, ...], failure: str, errors: ErrorBody) -> None:
         self.handler = handler
+        self.name = handler.__name__.replace("_", "-")
         self.methods = methods
         self.failure = failure
         self.errors = errors
@@ -65,12 +69,14 @@ class EdgeFunction:
         try:
             response = await self._respond(request)
         except FunctionError as error:
+            request.state.code = error.code
             response = reply(self.errors(error), error.status, error.headers)
         except ClientDisconnect:
             return  # in the middle of its body: nobody is left to answer
         except Exception:
             fields = {"request_id": request.state.request_id}
             logger.exception("request failed", extra={"fields": fields})
+            request.state.code = "internal_error"
             response = reply(self.errors(FunctionError(500, "internal_error", self.failure)), 500)
         await response(scope, receive, send)
 
@@ -203,7 +209,6 @@ class RequestContext:
         given = request.headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         request.state.request_id = request_id
-        started = time.perf_counter()
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -215,21 +220,32 @@ class RequestContext:
                 headers.update(_CORS)
             await send(message)
 
-        try:
-            await self.app(scope, receive, send_with_headers)
-        finally:
-            fields = {
-                "request_id": request_id,
-                "method": scope["method"],
-                "route": getattr(scope.get("route"), "path", None),
-                "status": status,
-                "duration_ms": round((time.perf_counter() - started) * 1000, 1),
-                "user_id": getattr(request.state, "user_id", None),
-            }
-            logger.info("request", extra={"fields": fields})
+        observer: Observer = scope["app"].state.observer
+        with observer.operation("request", _NO_FUNCTION, remote=request.headers, request_id=request_id) as operation:
+            started = time.perf_counter()
+            try:
+                await self.app(scope, receive, send_with_headers)
+            finally:
+                route = getattr(scope.get("route"), "path", None)
+                fields = {
+                    "request_id": request_id,
+                    "method": scope["method"],
+                    "route": route,
+                    "status": status,
+                    "duration_ms": round((time.perf_counter() - started) * 1000, 1),
+                    "user_id": getattr(request.state, "user_id", None),
+                }
+                logger.info("request", extra={"fields": fields})
+                operation.name = getattr(scope.get("endpoint"), "name", _NO_FUNCTION)
+                operation.outcome = getattr(request.state, "code", "") or ("ok" if status else "abandoned")
+                operation.details["method"] = scope["method"] if scope["method"] in _KNOWN_METHODS else "other"
+                operation.details["status"] = status
+                if route is not None:
+                    operation.details["route"] = route  # as the app names it: the path itself may hold a secret
 
 
 async def not_found(request: Request, _error: Exception) -> Response:
     """The answer at a path where no function is."""
     error = FunctionError(404, "no_such_function", f"No function at {request.url.path}")
+    request.state.code = error.code
     return reply(error_body(error), error.status)

@@ -8,12 +8,14 @@ import sys
 import traceback
 from datetime import UTC, datetime
 
+from .observe import current_operation
+
 logger = logging.getLogger("lastcall")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, message, the fields given as extra={"fields": ...}, and
-    where an exception came from, without its message, which may quote a row."""
+    """One JSON object a line: time, level, message, the fields given as extra={"fields": ...}, the trace_id if
+    this is part of a trace, and where an exception came from, without its message, which may quote a row."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
@@ -23,6 +25,9 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         entry.update(getattr(record, "fields", {}))
+        operation = current_operation()
+        if operation is not None and operation.trace_id is not None:
+            entry["trace_id"] = operation.trace_id
         if record.exc_info and record.exc_info[0]:
             entry["exception"] = record.exc_info[0].__name__
             entry["sqlstate"] = getattr(record.exc_info[1], "sqlstate", None)

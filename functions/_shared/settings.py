@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 MIN_SECRET_BYTES = 32
 _POSTGRES = ("postgresql://", "postgres://")
@@ -68,6 +70,13 @@ class Settings:
     """Most requests to the carrier at a time."""
     reconcile_every_s: float = 30.0
     """Seconds between two times that the carrier is asked about calls whose end is not known."""
+    metrics_host: str = "127.0.0.1"
+    metrics_ports: range | None = None
+    """Where the functions tell metrics: a process takes the first of these ports that is free. None: nowhere."""
+    dialer_metrics_ports: range | None = None
+    """The same for a dialer."""
+    traces: str | None = None
+    """Where traces go, otlp or console, as the environment of OpenTelemetry says; None: nowhere."""
     reconcile_after_s: int = 300
     """Seconds that a call is in progress before the carrier is asked about it, and after which a call that
     the carrier never heard of was not placed, and will not be."""
@@ -104,6 +113,10 @@ class Settings:
             dial_concurrency=_integer(env, "LASTCALL_DIAL_CONCURRENCY", 50, 1, 1_000),
             reconcile_every_s=_integer(env, "LASTCALL_RECONCILE_EVERY_MS", 30_000, 100, 3_600_000) / 1000,
             reconcile_after_s=_integer(env, "LASTCALL_RECONCILE_AFTER_S", 300, 1, 86_400),
+            metrics_host=env.get("LASTCALL_METRICS_HOST") or "127.0.0.1",
+            metrics_ports=_ports(env, "LASTCALL_METRICS_PORT"),
+            dialer_metrics_ports=_ports(env, "LASTCALL_DIALER_METRICS_PORT"),
+            traces=_traces(env),
         )
         settings._check()
         if serving and not settings.jwt_secret and not settings.supabase_url:
@@ -142,6 +155,40 @@ def _check_carrier(name: str, env: Mapping[str, str]) -> None:
         raise SettingsError(f"LASTCALL_CARRIER must be one of {', '.join(CARRIERS)}")
     if not env.get(CARRIERS[name]):
         raise SettingsError(f"the carrier {name} needs {CARRIERS[name]}")
+
+
+def _ports(env: Mapping[str, str], name: str) -> range | None:
+    value = env.get(name)
+    if not value:
+        return None
+    match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", value)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if not first <= last <= 65_535:
+        raise SettingsError(f"{name} must be a port, or a range of ports such as 9464-9467")
+    if find_spec("prometheus_client") is None:
+        raise SettingsError(f"{name} needs prometheus_client: pip install 'lastcall[metrics]'")
+    return range(first, last + 1)
+
+
+def _traces(env: Mapping[str, str]) -> str | None:
+    """As OpenTelemetry's specification has it, except that without any of these there are no traces."""
+    endpoint = env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    exporter = env.get("OTEL_TRACES_EXPORTER") or ("otlp" if endpoint else "none")
+    if exporter == "none" or (env.get("OTEL_SDK_DISABLED") or "").lower() == "true":
+        return None
+    if exporter not in ("otlp", "console"):
+        raise SettingsError("OTEL_TRACES_EXPORTER must be otlp, console or none")
+    protocol = env.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or env.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    if exporter == "otlp" and protocol not in (None, "", "http/protobuf"):
+        raise SettingsError("OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf")
+    needed = "opentelemetry.exporter.otlp.proto.http" if exporter == "otlp" else "opentelemetry.sdk"
+    try:
+        found = find_spec(needed) is not None
+    except ModuleNotFoundError:  # not even what it is within
+        found = False
+    if not found:
+        raise SettingsError("traces need OpenTelemetry's SDK and its OTLP exporter: pip install 'lastcall[otel]'")
+    return exporter
 
 
 def _url(env: Mapping[str, str], name: str) -> str | None:

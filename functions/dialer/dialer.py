@@ -21,6 +21,7 @@ from .._shared.auth import service
 from .._shared.database import Database
 from .._shared.errors import FunctionError
 from .._shared.log import logger
+from .._shared.observe import NOBODY, Observer, Operation, current_operation
 from .._shared.settings import Settings
 from .carrier import (
     Call,
@@ -70,7 +71,8 @@ class Round(msgspec.Struct):
 class Dialer:
     """Dials whatever batch there is."""
 
-    def __init__(self, database: Database, carrier: Carrier, settings: Settings) -> None:
+    def __init__(self, database: Database, carrier: Carrier, settings: Settings, observer: Observer = NOBODY) -> None:
+        self._observer = observer
         self._database = database
         self._carrier = carrier
         self._settings = settings
@@ -78,7 +80,7 @@ class Dialer:
         self._round = Round()
         self._batches: set[str] = set()
         self._placements: set[asyncio.Task[None]] = set()
-        self._records: asyncio.Queue[tuple[str, str, dict[str, Any]]] = asyncio.Queue()
+        self._records: asyncio.Queue[tuple[str, str, dict[str, Any], Operation | None]] = asyncio.Queue()
         self._wake = asyncio.Event()
         """Set when there may be something to do at once: batches started, places free, stop."""
         self._stop: asyncio.Event | None = None
@@ -154,9 +156,18 @@ class Dialer:
 
     async def _dial(self, most: int) -> int:
         """Claim a group, and place what of it may be placed. Returns how many were claimed."""
-        claimed = await self._call("claim_contacts", max_contacts=most, lease_seconds=LEASE_S)
-        if not claimed:
-            return 0
+        with self._observer.operation("dial", "dial") as operation:
+            claimed = await self._call("claim_contacts", max_contacts=most, lease_seconds=LEASE_S)
+            self._observer.count("claim", "some" if claimed else "empty")
+            if claimed:
+                operation.details.update(batch_id=claimed[0]["batch_id"], claimed=len(claimed))
+                await self._start(claimed)
+            operation.is_dropped = not claimed
+        return len(claimed)
+
+    async def _start(self, claimed: list[dict[str, Any]]) -> None:
+        """Place what start_call lets through of a claim."""
+        self._observer.count("claimed", number=len(claimed))
         batch_id = claimed[0]["batch_id"]
         self._batches.add(batch_id)
         self._round.batches_processed = len(self._batches)
@@ -172,13 +183,13 @@ class Dialer:
                 self._record_failure(call, "not_placed", counted=False)
             if error.status != 404:  # the batch was deleted meanwhile
                 await self._let_recover(error)
-            return len(claimed)
+            return
+        self._observer.count("started", number=len(passed))
         started_at = time.monotonic()
         for call_id in passed:
             placement = asyncio.create_task(self._place(calls[call_id], started_at))
             self._placements.add(placement)
             placement.add_done_callback(self._placements.discard)
-        return len(claimed)
 
     async def _place(self, call: Call, started_at: float) -> None:
         batch_id = str(call.batch_id)
@@ -187,30 +198,36 @@ class Dialer:
             # This process stood still for so long that another may have given the call back by now.
             self._record_failure(call, "not_placed", counted=False)
             return
-        try:
-            answer = await self._carrier.place(call)
-        except CarrierUnavailableError as error:
-            self._hold(error)
-            self._record_failure(call, "carrier_unavailable", counted=False)
-        except CallRefusedError as error:
-            logger.warning("call refused", extra={"fields": {"call_id": call.call_id, "reason": str(error)}})
-            self._record_failure(call, "carrier_refused", counted=True)
-        except Exception as error:  # whatever it is, it does not say that the carrier has no such call
-            level = logger.warning if isinstance(error, CallUnclearError) else logger.exception
-            level("call unclear", extra={"fields": {"call_id": call.call_id, "reason": str(error)}})
-            self._round.calls_failed += 1
-            self._record("finish_call", batch_id, {"call_id": call.call_id, "status": "unknown"})
-        else:
-            self._round.calls_initiated += 1
-            self._hold_s = 0.0
-            self._window = min(2 * self._window, self._settings.dial_concurrency)
-            self._record_answer(batch_id, call.call_id, answer)
+        with self._observer.operation("place", "place", batch_id=batch_id, call_id=call.call_id) as operation:
+            try:
+                answer = await self._carrier.place(call)
+            except CarrierUnavailableError as error:
+                operation.outcome = "unavailable"
+                self._hold(error)
+                self._record_failure(call, "carrier_unavailable", counted=False)
+            except CallRefusedError as error:
+                operation.outcome = "refused"
+                logger.warning("call refused", extra={"fields": {"call_id": call.call_id, "reason": str(error)}})
+                self._record_failure(call, "carrier_refused", counted=True)
+            except Exception as error:  # whatever it is, it does not say that the carrier has no such call
+                operation.outcome = "unknown"
+                level = logger.warning if isinstance(error, CallUnclearError) else logger.exception
+                level("call unclear", extra={"fields": {"call_id": call.call_id, "reason": str(error)}})
+                self._round.calls_failed += 1
+                self._record("finish_call", batch_id, {"call_id": call.call_id, "status": "unknown"})
+            else:
+                operation.outcome = _carrier_outcome(answer)
+                self._round.calls_initiated += 1
+                self._hold_s = 0.0
+                self._window = min(2 * self._window, self._settings.dial_concurrency)
+                self._record_answer(batch_id, call.call_id, answer)
 
     def _hold(self, error: CarrierUnavailableError) -> None:
         """Leave the carrier alone for a while, longer each time, and begin with a single call then."""
         now = time.monotonic()
         if now >= self._held_until:
             self._hold_s = min(max(2 * self._hold_s, error.retry_after_s), MAX_HOLD_S)
+            self._observer.count("hold")
             logger.warning("carrier unavailable", extra={"fields": {"reason": str(error), "hold_s": self._hold_s}})
         self._held_until = max(self._held_until, now + max(self._hold_s, error.retry_after_s))
         self._window = 1
@@ -218,7 +235,7 @@ class Dialer:
     # Record what became of calls.
 
     def _record(self, procedure: str, batch_id: str, result: dict[str, Any]) -> None:
-        self._records.put_nowait((procedure, batch_id, result))
+        self._records.put_nowait((procedure, batch_id, result, current_operation()))
 
     def _record_answer(self, batch_id: str, call_id: int, answer: GoingOn | Ended) -> None:
         procedure = "confirm_call" if isinstance(answer, GoingOn) else "finish_call"
@@ -252,10 +269,13 @@ class Dialer:
             while not self._records.empty():
                 records.append(self._records.get_nowait())
             groups = defaultdict(list)
-            for procedure, batch_id, result in records:
-                groups[procedure, batch_id].append(result)
-            for (procedure, batch_id), results in groups.items():
-                await self._record_group(procedure, batch_id, results)
+            for procedure, batch_id, result, operation in records:
+                groups[procedure, batch_id].append((result, operation))
+            for (procedure, batch_id), group in groups.items():
+                results = [result for result, _ in group]
+                links = [operation for _, operation in group if operation is not None]
+                with self._observer.operation("record", "record", links=links, batch_id=batch_id):
+                    await self._record_group(procedure, batch_id, results)
             for _ in records:
                 self._records.task_done()
             if any(procedure == "finish_call" for procedure, _ in groups):
@@ -277,6 +297,8 @@ class Dialer:
                 logger.exception("results not recorded", extra={"fields": {"batch_id": batch_id}})
                 await asyncio.sleep(TICK_S)
             else:
+                for result in results:
+                    self._observer.count("result", result.get("status", "confirmed"))
                 return
 
     # Keep things moving.
@@ -292,6 +314,8 @@ class Dialer:
         assert self._stop is not None
         while not self._stop.is_set():
             (done, *_) = await self._call("process_webhook_queue") or [{"processed": 0}]
+            self._observer.count("webhook", "applied", done["processed"])
+            self._observer.count("webhook", "failed", done.get("failed", 0))
             if done["processed"]:
                 self._wake.set()  # calls that ended have left their places
             else:
@@ -320,21 +344,25 @@ class Dialer:
 
     async def _look_up(self, call: OpenCall) -> None:
         batch_id = str(call.batch_id)
-        try:
-            found = await self._carrier.find(call)
-        except CarrierUnavailableError as error:
-            self._hold(error)
-        except Exception as error:  # as in _place: it says nothing of the call
-            level = logger.warning if isinstance(error, (CallRefusedError, CallUnclearError)) else logger.exception
-            level("call not looked up", extra={"fields": {"call_id": call.call_id, "reason": str(error)}})
-        else:
-            if isinstance(found, GoingOn) and call.status == "in_progress" and call.carrier_call_id is not None:
-                return  # as known
-            if found is not None:
-                self._record_answer(batch_id, call.call_id, found)
-            elif call.age_seconds >= self._settings.reconcile_after_s:
-                asked = {"call_id": call.call_id, "carrier_call_id": call.carrier_call_id}
-                self._record("finish_call", batch_id, {**asked, "status": "missing"})
+        with self._observer.operation("find", "find", batch_id=batch_id, call_id=call.call_id) as operation:
+            try:
+                found = await self._carrier.find(call)
+            except CarrierUnavailableError as error:
+                operation.outcome = "unavailable"
+                self._hold(error)
+            except Exception as error:  # as in _place: it says nothing of the call
+                operation.outcome = "refused" if isinstance(error, CallRefusedError) else "unknown"
+                level = logger.warning if isinstance(error, (CallRefusedError, CallUnclearError)) else logger.exception
+                level("call not looked up", extra={"fields": {"call_id": call.call_id, "reason": str(error)}})
+            else:
+                operation.outcome = _carrier_outcome(found)
+                if isinstance(found, GoingOn) and call.status == "in_progress" and call.carrier_call_id is not None:
+                    return  # as known
+                if found is not None:
+                    self._record_answer(batch_id, call.call_id, found)
+                elif call.age_seconds >= self._settings.reconcile_after_s:
+                    asked = {"call_id": call.call_id, "carrier_call_id": call.carrier_call_id}
+                    self._record("finish_call", batch_id, {**asked, "status": "missing"})
 
     # What these have in common.
 
@@ -359,6 +387,12 @@ class Dialer:
         assert self._stop is not None
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
+
+
+def _carrier_outcome(answer: GoingOn | Ended | None) -> str:
+    if answer is None:
+        return "missing"
+    return "taken" if isinstance(answer, GoingOn) else "ended"
 
 
 def _retry_after(error: FunctionError) -> float:

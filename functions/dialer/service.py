@@ -13,6 +13,7 @@ from .._shared.database import Database, connect_database
 from .._shared.errors import FunctionError
 from .._shared.log import logger
 from .._shared.settings import Settings
+from ..observability import Watch
 from .carrier import connect_carrier
 from .dialer import TICK_S, Dialer
 
@@ -22,11 +23,11 @@ RUN_S = 50.0
 
 async def dial_until_stopped(settings: Settings) -> int:
     """Dial until SIGTERM or SIGINT, and end in peace. Prints `ready` when the database answers. Returns the
-    exit status."""
+    exit status. Raises SettingsError: there is no port for metrics."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with _dialer(settings) as (database, dialer):
+    async with _dialer(settings, settings.dialer_metrics_ports) as (database, dialer):
         while not stop.is_set() and not await _answers(database):
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), TICK_S)
@@ -42,7 +43,7 @@ async def dial_until_stopped(settings: Settings) -> int:
 
 async def dial_once(settings: Settings, max_calls: int) -> int:
     """One bounded run, whose reply is printed. Returns the exit status."""
-    async with _dialer(settings) as (_, dialer):
+    async with _dialer(settings, None) as (_, dialer):
         try:
             done = await dialer.run_once(max_calls, RUN_S)
         except Exception:
@@ -53,10 +54,12 @@ async def dial_once(settings: Settings, max_calls: int) -> int:
 
 
 @asynccontextmanager
-async def _dialer(settings: Settings) -> AsyncIterator[tuple[Database, Dialer]]:
-    database, carrier = connect_database(settings), connect_carrier(settings)
+async def _dialer(settings: Settings, metrics_ports: range | None) -> AsyncIterator[tuple[Database, Dialer]]:
+    watch = Watch(settings, metrics_ports, "lastcall-dialer")
+    database, carrier = connect_database(settings, watch.observer), connect_carrier(settings)
     try:
-        yield database, Dialer(database, carrier, settings)
+        async with watch.running(database):
+            yield database, Dialer(database, carrier, settings, watch.observer)
     finally:
         await carrier.aclose()
         await database.close()

@@ -26,6 +26,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan  -- as in claim_batch
 set enable_seqscan = off
+set enable_bitmapscan = off  -- or all calls of a batch would be sorted to find the newest
 as $$
 declare
   v_now   timestamptz := clock_timestamp();

@@ -10,7 +10,7 @@ create index call_batches_ended on public.call_batches (completed_at) where comp
 -- squawk-ignore require-concurrent-index-creation
 create index call_batches_halted on public.call_batches (agency_id, id) where status in ('paused', 'stopped');
 
--- file: dialer/service_stats.sql a3206f77c9f2ae9f3502570dfdc921c46d2b4b44934e195a149f262672438514
+-- file: dialer/service_stats.sql b7260f2ab221421a599eb2a65033039cdaa50a61b7608e5cb1a9b60f73d8bf42
 create type public.service_stat as (name text, label text, value double precision);
 
 -- How the service is doing, as numbers for an operator and for /metrics:
@@ -39,6 +39,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan  -- as in claim_batch
 set enable_seqscan = off
+set enable_bitmapscan = off  -- or all calls of a batch would be sorted to find the newest
 as $$
 declare
   v_now   timestamptz := clock_timestamp();

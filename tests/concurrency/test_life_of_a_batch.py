@@ -172,6 +172,11 @@ class Life(RuleBasedStateMachine):
         assert self.db.unbalanced() == []
 
     @invariant()
+    def an_operator_is_told_so(self) -> None:
+        must_be_zero = "name in ('calls_started_after_end', 'unbalanced_batches')"
+        assert self.db.rows(f"select name, label from service_stats() where {must_be_zero} and value <> 0") == []
+
+    @invariant()
     def every_queued_contact_has_one_lease_and_every_talking_one_a_call(self) -> None:
         odd = self.db.rows(
             "select c.id, c.status, count(k.id) from campaign_contacts c left join calls k"

@@ -154,9 +154,9 @@ def test_counters_that_cannot_be_right_are_counted(db: TestDatabase, wrong: str,
 @pytest.mark.parametrize("statistics", ["none", "of everything"])
 def test_it_reads_neither_contacts_nor_the_history(db: TestDatabase, statistics: str) -> None:
     carrier = Carrier(db, db.agency())
-    batch, cancelled = db.batch(carrier.agency), db.batch(carrier.agency)
     for table in TABLES:
         db.rows(f"alter table {table} set (autovacuum_enabled = off)")
+    batch, cancelled = db.batch(carrier.agency), db.batch(carrier.agency)
     db.rows(
         "insert into call_batches (agency_id, status, completed_at)"
         " select %s, 'completed', now() - interval '2 days' from generate_series(1, 5000)",
@@ -166,6 +166,13 @@ def test_it_reads_neither_contacts_nor_the_history(db: TestDatabase, statistics:
         db.contacts(of, pending=5_000)
         calls = [call["call_id"] for call in carrier.place(of, 1000)]
         finish(db, of, calls, status="completed")
+    # Enough for plans to go wrong where nothing is known of the table.
+    db.rows(
+        "insert into calls (agency_id, batch_id, contact_id, attempt, status, lease_expires_at, started_at)"
+        " select %s, %s, 0, 1, 'completed', now(), now() - interval '1 hour' from generate_series(1, 100000)",
+        carrier.agency,
+        cancelled,
+    )
     db.rows("select cancel_batch(%s)", cancelled)
     db.rows(
         "insert into webhook_queue (agency_id, event_id, event_type, payload, status, processed_at, next_retry_at)"

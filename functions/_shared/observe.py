@@ -1,0 +1,132 @@
+"""What the service does, told to whoever watches it. Nobody does by default; metrics and traces do when the settings
+ask for them (functions/observability), and nothing but those knows of Prometheus or OpenTelemetry."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+from .errors import FunctionError
+
+Kind = Literal["request", "procedure", "connection", "dial", "place", "find", "record"]
+"""request: one to a function. procedure: one try at a call of the database. connection: the wait for one. dial: a
+claim and what follows from it. place, find: a request to the carrier. record: results of calls of one batch."""
+
+_current: ContextVar[Operation | None] = ContextVar("operation", default=None)
+
+
+class Operation:
+    """Something that takes time, and within which others happen. Ends with its block, or by end()."""
+
+    def __init__(
+        self,
+        watchers: Sequence[Watcher],
+        kind: Kind,
+        name: str,
+        details: dict[str, str | int],
+        links: Sequence[Operation],
+        remote: Mapping[str, str],
+    ) -> None:
+        self._watchers = watchers
+        self._token: Token[Operation | None] | None = None
+        self._started = time.perf_counter()
+        self.kind = kind
+        self.name = name
+        """Which function, procedure and so on: one of a few, never what somebody sent."""
+        self.outcome: str = ""
+        """How it ended, one word of a few. Of what raised: refused, unavailable, error, or abandoned (it was ended
+        from outside)."""
+        self.details = details
+        """What else traces tell: ids and codes, never a name, a number or a text that somebody sent."""
+        self.links = links
+        """Operations that this one goes on with, though it is not within them."""
+        self.remote = remote
+        """Headers that may name the trace which it is part of."""
+        self.parent = _current.get() if watchers else None
+        self.is_dropped = False
+        """Nothing came of it: not worth a trace."""
+        self.seconds: float | None = None
+        """How long it took; None: it has not ended."""
+        self.trace_id: str | None = None
+        self.span: Any = None
+        """What traces keep of it."""
+
+    def __enter__(self) -> Operation:
+        if self._watchers:
+            self._token = _current.set(self)
+            for watcher in self._watchers:
+                watcher.begin(self)
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if error is not None and not self.outcome and self.seconds is None:
+            self.outcome = _outcome(error)
+        self.end()
+
+    def end(self) -> None:
+        """It ends here, though its block goes on."""
+        if self.seconds is not None:
+            return
+        self.seconds = time.perf_counter() - self._started
+        self.outcome = self.outcome or "ok"
+        if self._token is not None:
+            _current.reset(self._token)
+            for watcher in self._watchers:
+                watcher.end(self)
+
+
+def _outcome(error: BaseException) -> str:
+    if isinstance(error, FunctionError):
+        return "unavailable" if error.status == 503 else "refused"
+    return "error" if isinstance(error, Exception) else "abandoned"
+
+
+class Watcher(Protocol):
+    """Who is told."""
+
+    def begin(self, operation: Operation) -> None:
+        """An operation begins."""
+
+    def end(self, operation: Operation) -> None:
+        """It has ended."""
+
+    def count(self, event: str, outcome: str, number: int) -> None:
+        """Something happened so many times."""
+
+
+class Observer:
+    """Tells the watchers."""
+
+    def __init__(self, watchers: Sequence[Watcher] = ()) -> None:
+        self._watchers = watchers
+
+    def operation(
+        self,
+        kind: Kind,
+        name: str,
+        *,
+        links: Sequence[Operation] = (),
+        remote: Mapping[str, str] | None = None,
+        **details: str | int,
+    ) -> Operation:
+        """An operation, which begins with its block."""
+        return Operation(self._watchers, kind, name, details, links, remote or {})
+
+    def count(self, event: str, outcome: str = "", number: int = 1) -> None:
+        """Something happened so many times; event and outcome are words of a few."""
+        for watcher in self._watchers:
+            watcher.count(event, outcome, number)
+
+
+def current_operation() -> Operation | None:
+    """The operation within which this happens, if anybody watches."""
+    return _current.get()
+
+
+NOBODY = Observer()
+"""The observer whom nobody listens to."""

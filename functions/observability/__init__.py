@@ -1,0 +1,44 @@
+"""What watches the service: metrics for Prometheus, traces by OpenTelemetry, each when the settings ask for it. Nothing
+of either is imported before that. grafana.json and alerts.yaml, beside this file, show what they tell."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from .._shared.database import Database, connect_database
+from .._shared.observe import NOBODY, Observer
+from .._shared.settings import Settings
+
+
+class Watch:
+    """Who watches a process."""
+
+    def __init__(self, settings: Settings, ports: range | None, name: str) -> None:
+        """ports: where it tells metrics. name: what it is called in traces."""
+        self._settings = settings
+        self._metrics = self._traces = None
+        if ports is not None:
+            from .metrics import Metrics
+
+            self._metrics = Metrics(settings.metrics_host, ports)
+        if settings.traces is not None:
+            from .traces import Traces
+
+            self._traces = Traces(settings.traces, name)
+        watchers = [watcher for watcher in (self._metrics, self._traces) if watcher is not None]
+        self.observer = Observer(watchers) if watchers else NOBODY
+
+    @asynccontextmanager
+    async def running(self, database: Database) -> AsyncIterator[None]:
+        """Tell what is seen, and of the pool of this database, until the end of the block. Raises SettingsError:
+        there is no port for metrics."""
+        async with AsyncExitStack() as stack:
+            if self._traces is not None:
+                stack.push_async_callback(self._traces.aclose)
+            if self._metrics is not None:
+                # Of its own, so that an exhausted pool does not hide itself; nobody waits for it for long.
+                stats = connect_database(self._metrics.stats_settings(self._settings))
+                stack.push_async_callback(stats.close)
+                await stack.enter_async_context(self._metrics.serving(database, stats, self._settings))
+            yield
