@@ -20,6 +20,11 @@ def test_each_edge_function_of_the_app_has_its_entry() -> None:
     assert set(CONFIG["functions"]) == functions
 
 
+def test_each_entry_has_its_forwarder() -> None:
+    folders = {path.parent.name for path in (SQL.parent / "supabase" / "functions").glob("*/index.ts")}
+    assert set(CONFIG["functions"]) == folders
+
+
 def test_the_app_alone_verifies_who_calls() -> None:
     assert {name for name, entry in CONFIG["functions"].items() if entry != {"verify_jwt": False}} == set()
 
