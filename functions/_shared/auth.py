@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import json
 import re
 import time
 from typing import Any
@@ -52,6 +53,7 @@ class TokenVerifier:
             raise _unauthorized("An API key is not a user token: send the signed-in user's access token")
         try:
             claims = await self._claims(token)
+            _check_storable(claims)
         except jwt.ExpiredSignatureError:
             raise _unauthorized("Token has expired") from None
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError, OverflowError):
@@ -173,6 +175,14 @@ def _public_signing_keys(jwks: Any) -> dict[str, jwt.PyJWK]:
         except Exception:
             logger.warning("jwks holds a key that cannot be used")
     return keys
+
+
+def _check_storable(claims: dict[str, Any]) -> None:
+    """Raises ValueError for what Postgres could not read again: a NUL, half a surrogate pair, a number without end."""
+    text = json.dumps(claims, ensure_ascii=False, allow_nan=False)
+    text.encode()
+    if "\\u0000" in text.replace("\\\\", ""):
+        raise ValueError("NUL")
 
 
 def _unauthorized(message: str) -> FunctionError:

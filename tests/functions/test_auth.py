@@ -141,6 +141,14 @@ def test_a_claim_that_is_missing_or_wrong_is_refused(secret_client: TestClient, 
     assert send(secret_client, handmade({"alg": "HS256", "typ": "JWT"}, left)).refused
 
 
+@pytest.mark.parametrize("value", ["a\x00b", "\ud800", {"\x00": 1}, [float("inf")], float("nan")], ids=ascii)
+def test_a_claim_that_postgres_cannot_hold_is_refused(secret_client: TestClient, value: Any) -> None:
+    signed = handmade({"alg": "HS256", "typ": "JWT"}, {**claims(USER), "user_metadata": value})
+    assert send(secret_client, signed).refused
+    harmless = handmade({"alg": "HS256", "typ": "JWT"}, {**claims(USER), "user_metadata": r"C:\u0000"})
+    assert not send(secret_client, harmless).refused
+
+
 def test_an_expired_token_is_refused_and_told_so(secret_client: TestClient) -> None:
     answer = send(secret_client, token(USER, exp=PAST))
     assert answer.refused
