@@ -21,7 +21,7 @@ class AddContacts(msgspec.Struct):
     contacts: msgspec.Raw
 
 
-@edge_function("POST", failure="Failed to add contacts")
+@edge_function("POST", failure="Failed to add contacts", has_large_body=True)
 async def calls_batch_add_contacts(request: Request) -> Response:
     """Add contacts at the end of the batch's dial order."""
     caller = await verify_jwt(request)

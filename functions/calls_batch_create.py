@@ -25,7 +25,7 @@ class CreateBatch(BatchSettings, kw_only=True):
     contacts: msgspec.Raw
 
 
-@edge_function("POST", failure="Failed to create batch")
+@edge_function("POST", failure="Failed to create batch", has_large_body=True)
 async def calls_batch_create(request: Request) -> Response:
     """Create a batch with its first contacts; it is dialed from its time on."""
     caller = await verify_jwt(request)

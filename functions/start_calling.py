@@ -28,7 +28,7 @@ class StartCalling(msgspec.Struct, rename="camel"):
     reason: Text | None = None
 
 
-@edge_function("POST", failure="Failed to start calling service", errors=error_envelope)
+@edge_function("POST", failure="Failed to start calling service", errors=error_envelope, has_large_body=True)
 async def start_calling(request: Request) -> Response:
     """Dial the batch now: one that waits for its time, or that is paused or stopped."""
     caller = await verify_jwt(request)

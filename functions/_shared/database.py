@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import select
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol, Self
 
+import anyio
 import msgspec
 import psycopg
 from psycopg import sql
@@ -19,6 +20,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from starlette.requests import Request
 
+from .admission import Admission, no_connection
 from .auth import Caller
 from .errors import FunctionError, unavailable
 from .log import logger
@@ -89,15 +91,17 @@ class PostgresDatabase:
     def __init__(self, settings: Settings, observer: Observer = NOBODY) -> None:
         self._settings = settings
         self._observer = observer
+        self._admission = Admission(settings)
+        # Postgres ends what takes too long. This is for one that cannot be heard any more.
+        self._deadline_s = settings.statement_timeout_ms / 1000 + settings.pool_timeout_s
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] | None = None
 
     async def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
-        query = procedure_call(procedure, arguments)
         values = {name: _as_json(value) for name, value in arguments.items()}
         for last_try in (False, True):
             with self._observer.operation("procedure", procedure) as operation:
                 try:
-                    return await self._execute(caller, query, values)
+                    return await self._execute(caller, procedure, values)
                 except psycopg.Error as error:
                     cause = _cause(error)
                     operation.details["sqlstate"] = cause.sqlstate or ""
@@ -107,31 +111,36 @@ class PostgresDatabase:
                     operation.outcome = "retry"
         raise AssertionError("unreachable")
 
-    async def _execute(self, caller: Caller, query: sql.Composed, arguments: dict[str, Any]) -> list[Any]:
+    async def _execute(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
         try:
-            async with self._connection() as connection:
-                async with connection.pipeline():
-                    await connection.execute(
-                        "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
-                        " set_config('request.headers', %s, true), set_config('statement_timeout', %s, true)",
-                        [
-                            caller.role,
-                            json.dumps(caller.claims),
-                            json.dumps({"x-request-id": caller.request_id}),
-                            str(self._settings.statement_timeout_ms),
-                        ],
-                    )
-                    cursor = await connection.execute(query, arguments)
-                rows = await cursor.fetchall()
+            # What has begun comes to its end, also when nobody waits for it any more: the connection is clean then.
+            async with self._connection(self._admission.call(procedure)) as connection:
+                with anyio.fail_after(self._deadline_s, shield=True):
+                    async with connection.pipeline():
+                        await connection.execute(
+                            "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
+                            " set_config('request.headers', %s, true), set_config('statement_timeout', %s, true)",
+                            [
+                                caller.role,
+                                json.dumps(caller.claims),
+                                json.dumps({"x-request-id": caller.request_id}),
+                                str(self._settings.statement_timeout_ms),
+                            ],
+                        )
+                        cursor = await connection.execute(procedure_call(procedure, arguments), arguments)
+                    rows = await cursor.fetchall()
         except (PoolTimeout, TooManyRequests, PoolClosed):
-            raise unavailable("no_connection", "No database connection is free; try again") from None
+            raise no_connection() from None
+        except TimeoutError:
+            raise unavailable("database_unavailable", "The database does not answer; try again") from None
         return [row[0] for row in rows]
 
     async def ping(self) -> None:
         try:
-            async with self._connection() as connection:
-                await connection.execute("select 1")
-        except (psycopg.OperationalError, PoolTimeout, TooManyRequests, PoolClosed):
+            async with self._connection(self._admission.ping()) as connection:
+                with anyio.fail_after(self._settings.pool_timeout_s):
+                    await connection.execute("select 1")
+        except (psycopg.OperationalError, PoolTimeout, TooManyRequests, PoolClosed, TimeoutError):
             raise unavailable("database_unavailable", "The database does not answer") from None
 
     async def close(self) -> None:
@@ -139,20 +148,24 @@ class PostgresDatabase:
             await self._pool.close()
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    async def _connection(self, turn: AbstractAsyncContextManager[None]) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         # Not by the pool's `check`, which sleeps for a second or more after each connection it refuses.
         pool = await self._open_pool()
         with self._observer.operation("connection", "postgres") as wait:
-            for stale_ones_left in range(self._settings.pool_size, -1, -1):
-                async with pool.connection() as connection:
-                    if not (stale_ones_left and _is_closed_by_server(connection)):
-                        wait.end()
-                        yield connection
-                        return
-                    await connection.close()
+            async with turn:
+                for stale_ones_left in range(self._settings.pool_size, -1, -1):
+                    async with pool.connection() as connection:
+                        if not (stale_ones_left and _is_closed_by_server(connection)):
+                            wait.end()
+                            yield connection
+                            return
+                        await connection.close()
 
     def pool_stats(self) -> dict[str, int]:
-        return self._pool.get_stats() if self._pool is not None else {}
+        if self._pool is None:
+            return {}
+        stats = self._pool.get_stats()
+        return {**stats, "requests_waiting": stats.get("requests_waiting", 0) + self._admission.waiting}
 
     async def _open_pool(self) -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
         # Made on first use: serverless platforms start the app where no database is needed.
@@ -164,6 +177,7 @@ class PostgresDatabase:
                     "autocommit": True,
                     "prepare_threshold": None,
                     "connect_timeout": 5,
+                    "tcp_user_timeout": 10_000,  # a server that is gone is no longer waited for
                     "application_name": "lastcall",
                 },
                 min_size=0,
@@ -257,6 +271,7 @@ class PostgrestDatabase:
         self._observer = observer
         self._url = f"{settings.supabase_url}/rest/v1"
         self._headers = {"apikey": settings.publishable_key or ""}
+        self._admission = Admission(settings)
         timeout = httpx.Timeout(settings.statement_timeout_ms / 1000, connect=5, pool=settings.pool_timeout_s)
         limits = httpx.Limits(max_connections=settings.pool_size)
         self._http = httpx.AsyncClient(base_url=self._url, timeout=timeout, limits=limits)
@@ -282,7 +297,8 @@ class PostgrestDatabase:
         for last_try in (False, True):
             with self._observer.operation("procedure", procedure) as operation:
                 try:
-                    data = (await client.rpc(procedure, given).execute()).data
+                    async with self._admission.call(procedure):
+                        data = (await client.rpc(procedure, given).execute()).data
                     return data if isinstance(data, list) else [data]
                 except httpx.TransportError:
                     raise unavailable("database_unavailable", "The database is out of reach; try again") from None
@@ -298,7 +314,8 @@ class PostgrestDatabase:
         import httpx
 
         try:
-            response = await self._http.get("/", headers=self._headers)
+            async with self._admission.ping():
+                response = await self._http.get("/", headers=self._headers)
         except httpx.TransportError:
             raise unavailable("database_unavailable", "The database does not answer") from None
         if response.status_code >= 500:

@@ -10,13 +10,14 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import msgspec
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, MutableHeaders
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import FunctionError
+from .errors import FunctionError, unavailable
 from .log import logger
 from .observe import Observer
 
@@ -27,6 +28,9 @@ T = TypeVar("T")
 # Of a body over the limit, so much is read and forgotten: who is still sending when the connection is
 # closed may never see the reply.
 _PASSED_OVER_BYTES = 1 << 25
+
+LARGE_AT_ONCE = 16
+"""Most requests to a function with large bodies at a time, of this process: what they hold is bounded so."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _CORS = {
@@ -55,14 +59,19 @@ def error_body(error: FunctionError) -> dict[str, Any]:
 
 
 class EdgeFunction:
-    """An edge function at its methods (none given: at any): anything that its handler raises becomes its error body."""
+    """An edge function at its methods (none given: at any): anything that its handler raises becomes its error body.
+    With has_large_body only LARGE_AT_ONCE requests of it run at a time, and one more is 503."""
 
-    def __init__(self, handler: Handler, methods: tuple[str, ...], failure: str, errors: ErrorBody) -> None:
+    def __init__(
+        self, handler: Handler, methods: tuple[str, ...], failure: str, errors: ErrorBody, has_large_body: bool
+    ) -> None:
         self.handler = handler
         self.name = handler.__name__.replace("_", "-")
         self.methods = methods
         self.failure = failure
         self.errors = errors
+        self.has_large_body = has_large_body
+        self.running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -95,12 +104,21 @@ class EdgeFunction:
             raise FunctionError(
                 405, "method_not_allowed", f"Method must be {' or '.join(self.methods)}", {"Allow": allow}
             )
-        return await self.handler(request)
+        if self.has_large_body and self.running >= LARGE_AT_ONCE:
+            raise unavailable("busy", "Too many such requests at a time; try again")
+        self.running += 1
+        try:
+            return await self.handler(request)
+        finally:
+            self.running -= 1
 
 
-def edge_function(*methods: str, failure: str, errors: ErrorBody = error_body) -> Callable[[Handler], EdgeFunction]:
-    """Make a handler an edge function: its methods (none: any), the message of its 500, its error body."""
-    return lambda handler: EdgeFunction(handler, methods, failure, errors)
+def edge_function(
+    *methods: str, failure: str, errors: ErrorBody = error_body, has_large_body: bool = False
+) -> Callable[[Handler], EdgeFunction]:
+    """Make a handler an edge function: its methods (none: any), the message of its 500, its error body, and whether
+    its bodies are so large that only some of them may be held at a time."""
+    return lambda handler: EdgeFunction(handler, methods, failure, errors, has_large_body)
 
 
 async def read_body(request: Request, type_: type[T], *, max_bytes: int | None = None) -> T:
@@ -139,8 +157,11 @@ async def _read(request: Request, max_bytes: int | None) -> bytearray:
 async def read_form(request: Request, *, max_bytes: int) -> AsyncIterator[FormData]:
     """The request's multipart form with at most one file, which is on disk and gone at the end of the block.
     Raises 413 (over the limit) and 400 (not such a form)."""
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    kind, parameters = parse_options_header(request.headers.get("content-type"))
+    if kind != b"multipart/form-data":
         raise FunctionError(400, "invalid_body", "Body must be multipart/form-data")
+    if parameters.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+        raise FunctionError(400, "invalid_body", "Body must be UTF-8")
     parser = MultiPartParser(
         request.headers, _limited(request, max_bytes), max_files=1, max_fields=100, max_part_size=1 << 16
     )

@@ -54,6 +54,7 @@ def test_limits_and_the_address_may_be_set() -> None:
             "HOST": "0.0.0.0",
             "PORT": "80",
             "LASTCALL_POOL_SIZE": "3",
+            "LASTCALL_POOL_RESERVED": "1",
             "LASTCALL_POOL_TIMEOUT_MS": "250",
             "LASTCALL_POOL_MAX_WAITING": "7",
             "LASTCALL_STATEMENT_TIMEOUT_MS": "1000",
@@ -61,7 +62,7 @@ def test_limits_and_the_address_may_be_set() -> None:
         }
     )
     assert (settings.host, settings.port, settings.pool_size) == ("0.0.0.0", 80, 3)
-    assert (settings.pool_timeout_s, settings.pool_max_waiting) == (0.25, 7)
+    assert (settings.pool_reserved, settings.pool_timeout_s, settings.pool_max_waiting) == (1, 0.25, 7)
     assert (settings.statement_timeout_ms, settings.max_body_bytes) == (1000, 2048)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jwt
 import psycopg
+from anyio.to_thread import run_sync
 from psycopg import sql
 from psycopg.rows import dict_row
 from starlette.applications import Starlette
@@ -39,7 +40,8 @@ def postgrest(database_url: str) -> Starlette:
             return _error(401, "PGRST301", str(error))
         role = claims.get("role", "anon")
         try:
-            return JSONResponse(_call(database_url, role, claims, request, json.loads(body or b"{}")))
+            given = json.loads(body or b"{}")
+            return JSONResponse(await run_sync(_call, database_url, role, claims, request, given))
         except LookupError:
             return _error(404, "PGRST202", "Could not find the function in the schema cache")
         except psycopg.OperationalError as error:

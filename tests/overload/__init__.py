@@ -1,0 +1,1 @@
+"""Bad days: too many clients, slow ones, and a database that is slow, silent or gone."""

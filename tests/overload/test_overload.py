@@ -1,0 +1,257 @@
+"""Too many clients, slow ones, and a database that is slow, silent or gone: a bounded queue, 503 with Retry-After,
+room for a cancel, and nothing left over when it has passed."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import pytest
+
+from functions._shared.http import LARGE_AT_ONCE
+from functions._shared.settings import Settings
+from functions.app import create_app
+
+from ..functions.test_database import until
+from ..support.database import TestDatabase
+from ..support.proxy import proxy
+from ..support.serving import logged, serving
+from ..support.tokens import bearer
+
+CANCEL, PAUSE, LIST, EXPORT, ADD = (
+    f"/functions/v1/calls-batch-{name}" for name in ("cancel", "pause", "list", "export", "add-contacts")
+)
+BUSY = 4
+"""Connections for everything but what ends calls; RESERVED are left for that."""
+RESERVED = 2
+
+
+@pytest.fixture
+def busy_settings(settings: Settings) -> Settings:
+    # Who waits, waits for ten minutes: what is answered is answered for another reason.
+    return replace(settings, pool_size=BUSY + RESERVED, pool_reserved=RESERVED, pool_timeout_s=600, pool_max_waiting=8)
+
+
+class House:
+    """A running service, an agency with an owner, and batches."""
+
+    def __init__(self, db: TestDatabase, url: str) -> None:
+        self.db = db
+        self.agency = db.agency()
+        self.owner = db.user(self.agency)
+        self.client = httpx2.Client(base_url=url, headers=bearer(self.owner), timeout=60)
+
+    def batch(self) -> UUID:
+        batch = self.db.batch(self.agency, self.owner)
+        self.db.contacts(batch, pending=3)
+        return batch
+
+    def post(self, path: str, batch: UUID, **more: Any) -> httpx2.Response:
+        return self.client.post(path, json={"batch_id": str(batch), **more})
+
+    def list(self, _number: int = 0) -> httpx2.Response:
+        return self.client.get(LIST)
+
+    def waiting(self) -> int:
+        """How many connections of the service wait for a lock."""
+        count: int = self.db.value(
+            "select count(*) from pg_stat_activity"
+            " where datname = current_database() and usename = 'authenticator' and wait_event_type = 'Lock'"
+        )
+        return count
+
+    def connections(self) -> dict[str, int]:
+        """The service's connections by state."""
+        rows = self.db.rows(
+            "select state, count(*) as n from pg_stat_activity"
+            " where datname = current_database() and application_name = 'lastcall' group by 1"
+        )
+        return {row["state"]: row["n"] for row in rows}
+
+    @contextmanager
+    def unreadable(self) -> Iterator[None]:
+        """Whoever reads contact_data, as exports do, waits."""
+        with self.db.connect() as other, other.transaction():
+            other.execute("lock table contact_data in access exclusive mode")
+            yield
+
+    @contextmanager
+    def unlistable(self) -> Iterator[None]:
+        """Whoever reads campaigns, as lists of batches do, waits."""
+        with self.db.connect() as other, other.transaction():
+            other.execute("lock table campaigns in access exclusive mode")
+            yield
+
+
+@contextmanager
+def house(db: TestDatabase, settings: Settings) -> Iterator[House]:
+    with serving(create_app(settings)) as (host, port):
+        inside = House(db, f"http://{host}:{port}")
+        with inside.client:
+            yield inside
+
+
+def unavailable(response: httpx2.Response) -> bool:
+    return response.status_code == 503 and int(response.headers["Retry-After"]) > 0
+
+
+# Room for those who end calls.
+
+
+@pytest.mark.parametrize("transport", ["postgres", "postgrest"])
+def test_a_cancel_is_answered_while_everything_else_is_stuck(
+    db: TestDatabase, busy_settings: Settings, request: pytest.FixtureRequest, transport: str
+) -> None:
+    settings = busy_settings
+    if transport == "postgrest":
+        there: Settings = request.getfixturevalue("postgrest_settings")
+        settings = replace(
+            settings, transport="postgrest", supabase_url=there.supabase_url, publishable_key=there.publishable_key
+        )
+    with house(db, settings) as inside, ThreadPoolExecutor(BUSY + 8) as threads:
+        one, other = inside.batch(), inside.batch()
+        with inside.unlistable():
+            stuck = [threads.submit(inside.list) for _ in range(BUSY + 8)]
+            until(lambda: inside.waiting() == BUSY)
+            # So many wait already that the next one of the others is not even let wait.
+            until(lambda: unavailable(inside.list()))
+            assert inside.post(CANCEL, one).json()["contacts_skipped"] == 3
+            assert inside.post(PAUSE, other).json()["status"] == "paused"
+            assert inside.client.get("/health").status_code == 200
+            assert inside.waiting() == BUSY
+        assert {answer.result().status_code for answer in stuck} == {200}
+        assert inside.list().status_code == 200
+
+
+def test_ten_times_as_many_clients_as_connections_are_answered_or_told_to_come_again(
+    db: TestDatabase, busy_settings: Settings
+) -> None:
+    clients = 10 * (BUSY + RESERVED)
+    with house(db, busy_settings) as inside, ThreadPoolExecutor(clients) as threads:
+        inside.batch()
+        with inside.unlistable():
+            sent = [threads.submit(inside.list) for _ in range(clients)]
+            until(lambda: sum(answer.done() for answer in sent) == clients - BUSY - 8)
+            assert sum(inside.connections().values()) == BUSY
+            refused = [answer.result() for answer in sent if answer.done()]
+            assert [(answer.status_code, answer.text) for answer in refused if not unavailable(answer)] == []
+        assert sorted({answer.result().status_code for answer in sent}) == [200, 503]
+        assert [answer.result().status_code for answer in sent].count(200) == BUSY + 8
+        assert [inside.list().status_code for _ in range(3)] == [200] * 3
+
+
+# Slow clients, and clients that leave.
+
+
+def raw(inside: House, head: str, body: bytes = b"") -> socket.socket:
+    """A connection on which this was sent."""
+    url = httpx2.URL(str(inside.client.base_url))
+    connection = socket.create_connection((url.host, url.port or 80), timeout=60)
+    authorization = bearer(inside.owner)["Authorization"]
+    connection.sendall(f"{head} HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n".encode() + body)
+    return connection
+
+
+def test_clients_that_send_slowly_or_nothing_hold_no_connection_to_the_database(
+    db: TestDatabase, busy_settings: Settings
+) -> None:
+    with house(db, busy_settings) as inside, ExitStack() as stack:
+        batch = inside.batch()
+        slow = [
+            stack.enter_context(raw(inside, f"POST {CANCEL}", b'Content-Length: 60\r\n\r\n{"batch')) for _ in range(40)
+        ]
+        slow += [stack.enter_context(raw(inside, f"POST {ADD}", b"X-Half: a he")) for _ in range(40)]
+        for connection in slow:
+            connection.sendall(b" ")
+        assert [inside.list().status_code for _ in range(20)] == [200] * 20
+        assert inside.post(CANCEL, batch).status_code == 200
+        assert sum(inside.connections().values()) <= 2
+
+
+def test_only_so_many_large_bodies_are_held_at_a_time(db: TestDatabase, busy_settings: Settings) -> None:
+    with house(db, busy_settings) as inside:
+        batch = inside.batch()
+        contacts = [{"phone_number": "+15557654321"}]
+        with ExitStack() as stack:
+            for _ in range(LARGE_AT_ONCE):
+                stack.enter_context(raw(inside, f"POST {ADD}", b"Content-Length: 1000000\r\n\r\n{"))
+            until(lambda: unavailable(inside.post(ADD, batch, contacts=contacts)))
+            assert inside.post(PAUSE, batch).status_code == 200
+        until(lambda: inside.post(ADD, batch, contacts=contacts).status_code == 200)
+        assert db.batch_row(batch)["total_contacts"] == 4
+
+
+def test_a_client_that_reads_no_export_holds_no_connection_to_the_database(
+    db: TestDatabase, busy_settings: Settings
+) -> None:
+    with house(db, busy_settings) as inside, ExitStack() as stack:
+        batch = inside.batch()
+        db.contacts(batch, completed=20_000)
+        for _ in range(BUSY + RESERVED + 2):
+            stack.enter_context(raw(inside, f"GET {EXPORT}?batch_id={batch}", b"\r\n"))
+        until(lambda: inside.connections().get("active", 0) == 0)
+        assert inside.list().status_code == 200
+        assert inside.post(CANCEL, batch).status_code == 200
+
+
+def test_a_client_that_leaves_while_the_database_works_frees_its_connection_clean(
+    db: TestDatabase, busy_settings: Settings
+) -> None:
+    with logged() as log, house(db, busy_settings) as inside:
+        batch = inside.batch()
+        with inside.unreadable():
+            leaving = [raw(inside, f"GET {EXPORT}?batch_id={batch}", b"\r\n") for _ in range(BUSY)]
+            until(lambda: inside.waiting() == BUSY)
+            for connection in leaving:
+                connection.close()
+        until(lambda: inside.connections() == {"idle": BUSY})
+        assert inside.client.get(f"{EXPORT}?batch_id={batch}").text.count("\n") == 4
+        assert [line["level"] for line in log.lines()] == ["info"] * len(log.lines())
+
+
+# The database.
+
+
+def test_a_database_that_stops_answering_is_given_up_and_the_next_request_after_it_works(
+    db: TestDatabase, settings: Settings, own_folder: Path
+) -> None:
+    with proxy(own_folder, db.functions_uri) as between:
+        slow = replace(
+            settings,
+            database_url=between.uri,
+            pool_size=3,
+            pool_reserved=1,
+            pool_timeout_s=3.0,
+            statement_timeout_ms=500,
+        )
+        with house(db, slow) as inside, ThreadPoolExecutor(12) as threads:
+            batch = inside.batch()
+            assert inside.list().status_code == 200
+            between.passes_replies.clear()
+            assert all(unavailable(answer) for answer in threads.map(inside.list, range(12)))
+            assert unavailable(inside.client.get("/health"))
+            assert unavailable(inside.post(CANCEL, batch))
+            between.cut()
+            assert inside.client.get("/health").status_code == 200
+            assert inside.list().status_code == 200
+            assert inside.post(CANCEL, batch).status_code in (200, 400)
+            assert db.batch_row(batch)["status"] == "cancelled"
+
+
+def test_a_database_that_accepts_and_says_nothing_is_unavailable(db: TestDatabase, settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        unheard = replace(
+            settings, database_url=f"postgresql://nobody@127.0.0.1:{port}/none", pool_timeout_s=0.3, pool_max_waiting=5
+        )
+        with house(db, unheard) as inside, ThreadPoolExecutor(40) as threads:
+            assert all(unavailable(answer) for answer in threads.map(inside.list, range(40)))
+            assert unavailable(inside.post(CANCEL, inside.batch()))
+            assert unavailable(inside.client.get("/health"))
