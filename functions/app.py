@@ -6,11 +6,13 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from ._shared.auth import TokenVerifier
+from ._shared.contact_reader import FILES_AT_ONCE
 from ._shared.database import connect_database
 from ._shared.http import RequestContext, not_found
 from ._shared.log import configure_logging
@@ -88,6 +90,7 @@ def create_app(settings: Settings) -> Starlette:
     app.state.observer = watch.observer
     app.state.verifier = TokenVerifier(settings, watch.observer)
     app.state.database = connect_database(settings, watch.observer)
+    app.state.readers = anyio.CapacityLimiter(FILES_AT_ONCE)
     app.state.carrier = None  # made by the function that needs it
     return app
 

@@ -16,7 +16,8 @@ from starlette.responses import Response, StreamingResponse
 
 from ._shared.auth import Caller, verify_jwt
 from ._shared.batch import BatchSettings, given
-from ._shared.contact_file import ContactFile, FileError, read_contacts
+from ._shared.contact_file import ContactFile, FileError
+from ._shared.contact_reader import read_apart
 from ._shared.contacts_csv import ERRORS_HEADER, error_lines
 from ._shared.database import call
 from ._shared.errors import FunctionError
@@ -55,7 +56,7 @@ class ImportErrors(msgspec.Struct):
     import_id: UUID
 
 
-@edge_function("POST", "GET", failure="Failed to import contacts")
+@edge_function("POST", "GET", failure="Failed to import contacts", has_large_body=True)
 async def calls_batch_import(request: Request) -> Response:
     """Import a file of contacts into a batch, or list what was wrong with one."""
     caller = await verify_jwt(request)
@@ -67,7 +68,7 @@ async def calls_batch_import(request: Request) -> Response:
 async def _import(request: Request, caller: Caller) -> Response:
     async with read_form(request, max_bytes=request.app.state.settings.max_upload_bytes) as form:
         how, batch = _read_fields(form)
-        contacts = await _read_file(form)
+        contacts = await _read_file(request, form)
     try:
         if how.strict or not how.type:
             await _check(request, caller, contacts)
@@ -130,20 +131,21 @@ def _read_fields(form: FormData) -> tuple[How, dict[str, Any]]:
         batch = msgspec.convert(fields, Batch, strict=False)
     except msgspec.ValidationError as error:
         raise invalid(error, "invalid_body") from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise FunctionError(400, "invalid_body", f"{', '.join(_JSON_FIELDS)} must be JSON") from None
     if batch.max_attempts is None and how.retry is not None:
         batch.max_attempts = how.retry + 1
     return how, given(batch)
 
 
-async def _read_file(form: FormData) -> ContactFile:
+async def _read_file(request: Request, form: FormData) -> ContactFile:
     """The form's file, read. Raises 400."""
     file = form.get("file")
     if not isinstance(file, UploadFile):
         raise FunctionError(400, "file_required", "file is required")
     try:
-        return await run_sync(read_contacts, file.file, file.filename or "")
+        async with request.app.state.readers:
+            return await read_apart(file.file, file.filename or "")
     except FileError as error:
         raise FunctionError(400, error.code, str(error)) from None
 

@@ -82,10 +82,10 @@ class ContactFile:
         self.spool.close()
 
 
-def read_contacts(file: IO[bytes], name: str) -> ContactFile:
-    """Read the whole file, whose name ends in .csv or .xlsx. Raises FileError."""
+def read_contacts(file: IO[bytes], name: str, spool: IO[bytes] | None = None) -> ContactFile:
+    """Read the whole file, whose name ends in .csv or .xlsx; spool: an empty file for its rows. Raises FileError."""
     with closing(_records(file, name)) as records:
-        contacts = ContactFile(_sha256(file), tempfile.TemporaryFile())  # noqa: SIM115
+        contacts = ContactFile(_sha256(file), spool or tempfile.TemporaryFile())  # noqa: SIM115
         try:
             _spool(records, _Columns(next(records, [])), contacts)
             if contacts.rows == 0:
@@ -241,10 +241,20 @@ def _delimiter(file: IO[bytes]) -> str:
 
 
 def _csv_records(file: IO[bytes], delimiter: str) -> Generator[list[str] | str]:
+    taken = 0
+
+    def counted(lines: Iterator[str]) -> Iterator[str]:
+        nonlocal taken
+        for line in lines:
+            taken += len(line)
+            if taken > _MAX_LINE:
+                raise FileError("file_invalid", f"A row has more than {_MAX_LINE} characters")
+            yield line
+
     with closing(_lines(file)) as lines:
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        reader = csv.reader(counted(lines), delimiter=delimiter, strict=True)
         while True:
-            before = reader.line_num
+            before, taken = reader.line_num, 0
             try:
                 yield next(reader)
             except StopIteration:
@@ -267,10 +277,11 @@ def _xlsx_records(file: IO[bytes]) -> Generator[list[str] | str]:
             sheet = workbook.worksheets[0]
             sheet.reset_dimensions()  # what a file says of its own size is often wrong
             for row in sheet.iter_rows(max_row=_MAX_SHEET_ROWS, max_col=_MAX_COLUMNS + 1, values_only=True):
-                yield ["" if value is None else _text(value) for value in row]
+                # A file of a few bytes can say that a million rows are left out.
+                yield [] if row.count(None) == len(row) else ["" if value is None else _text(value) for value in row]
         finally:
             workbook.close()
-    except FileError:
+    except (FileError, MemoryError):
         raise
     except Exception:  # whatever a broken archive or broken XML makes of it
         raise FileError("file_invalid", "The file is not a readable .xlsx workbook") from None

@@ -42,6 +42,7 @@ def configure_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    for chatterer in ("psycopg.pool", "python_multipart"):  # the latter quotes what it was sent
+        logging.getLogger(chatterer).setLevel(logging.ERROR)
     for client in ("httpx", "httpx2"):  # a line for each request that they make
         logging.getLogger(client).setLevel(logging.WARNING)

@@ -315,6 +315,7 @@ def test_a_file_without_a_contact_to_call_is_422_and_leaves_a_batch_that_says_so
         ({"callingHour": "nine"}, 400, "invalid_body"),
         ({"callingHour": '{"start": "9"}'}, 400, "calling_hours_invalid"),
         ({"allowedDays": "[7]"}, 400, "allowed_days_invalid"),
+        ({"allowedDays": "[" * 60_000}, 400, "invalid_body"),
         ({"batch_name": "a", "batchName": "b"}, 400, "invalid_body"),
         ({"batch_id": str(uuid4())}, 400, "settings_not_allowed"),
     ],
@@ -345,8 +346,9 @@ def test_only_owners_and_admins_of_the_agency_import(db: TestDatabase, client: T
 def test_another_method_or_body_is_refused(client: TestClient, office: Office) -> None:
     response = client.put(PATH)
     assert (response.status_code, response.headers["allow"]) == (405, "POST, GET, HEAD, OPTIONS")
-    for body in ({"json": {}}, {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}},
-                 {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}):  # fmt: skip
+    kinds = ["", "; boundary=b", "; boundary=b; charset=undefined", "; boundary=b; charset=utf-16"]
+    bodies = [{"content": b"x", "headers": {"Content-Type": f"multipart/form-data{kind}"}} for kind in kinds]
+    for body in ({"json": {}}, *bodies):
         headers = bearer(office.owner) | body.pop("headers", {})
         response = client.post(PATH, headers=headers, **body)
         assert (response.status_code, response.json()["success"]) == (400, False)
