@@ -10,7 +10,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: help install demo serve test test-matrix test-supabase soak lint lint-sql bench migration test-container-image package forwarders test-pgbouncer test-containers
+.PHONY: help install demo serve test test-matrix test-supabase soak lint lint-sql bench migration test-container-image package forwarders test-pgbouncer test-containers fuzz
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -48,6 +48,9 @@ test-container-image: install  ## the container image, built from PYTHON_IMAGE a
 
 soak: install  ## five minutes of everything at once, with dialers killed, and a verdict
 	$(BIN)/python -m tests.soak
+
+fuzz: install  ## hostile input, 2,000 examples of each kind, others each time
+	FUZZ_EXAMPLES=2000 $(BIN)/pytest -n auto --timeout 3600 tests/fuzz
 
 lint: install  ## ruff, mypy, import-linter, deno
 	$(BIN)/ruff check .
