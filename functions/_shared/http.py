@@ -24,6 +24,7 @@ from .observe import Observer
 Handler = Callable[[Request], Awaitable[Response]]
 ErrorBody = Callable[[FunctionError], dict[str, Any]]
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
 # Of a body over the limit, so much is read and forgotten: who is still sending when the connection is
 # closed may never see the reply.
@@ -190,13 +191,18 @@ async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
         raise FunctionError(413, "body_too_large", f"Body must have at most {limit} bytes", close)
 
 
-def read_query(request: Request, type_: type[T]) -> T:
+def read_query(request: Request, type_: type[S]) -> S:
     """The request's path and query parameters as type_; empty ones are as if left out. Raises 400."""
-    given = {name: value for name, value in request.query_params.items() if value}
+    given = {name: value for name, value in request.query_params.items() if value} | request.path_params
     try:
-        return msgspec.convert({**given, **request.path_params}, type_, strict=False)
+        found = msgspec.convert(given, type_, strict=False)
     except msgspec.ValidationError as error:
         raise invalid(error, "invalid_query") from None
+    for field in msgspec.structs.fields(type_):
+        # Text that says null is taken for null, hence for a parameter that was left out.
+        if field.encode_name in given and getattr(found, field.name) is None:
+            raise FunctionError(400, "invalid_query", f"Invalid value - at `$.{field.encode_name}`")
+    return found
 
 
 def read_path(request: Request, type_: type[T]) -> T:

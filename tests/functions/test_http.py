@@ -244,6 +244,21 @@ def test_a_body_is_json_whatever_its_content_type_says(alone: TestClient, path: 
     assert alone.post(path, content=json.dumps(BODIES[path]), headers=headers).status_code == 503
 
 
+# Queries.
+
+
+@pytest.mark.parametrize("field", ["status", "campaign_id", "limit", "offset"])
+def test_a_parameter_that_says_null_is_not_as_if_left_out(alone: TestClient, field: str) -> None:
+    response = alone.get(f"/functions/v1/calls-batch-list?{field}=null", headers=bearer(USER))
+    assert response.status_code == 400
+    assert f"$.{field}" in message(response)
+
+
+def test_a_parameter_that_is_empty_is_as_if_left_out(alone: TestClient) -> None:
+    url = "/functions/v1/calls-batch-list?status=&campaign_id=&limit=&offset=&after="
+    assert alone.get(url, headers=bearer(USER)).status_code == 503
+
+
 # The size of a body.
 
 
