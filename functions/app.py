@@ -29,10 +29,12 @@ from .calls_batch_pause import calls_batch_pause
 from .calls_batch_process import calls_batch_process
 from .calls_batch_resume import calls_batch_resume
 from .calls_batch_retry import calls_batch_retry
+from .docs import docs
 from .get_user_batch import get_user_batch
 from .health import health
 from .list_user_batches import list_user_batches
 from .observability import Watch
+from .openapi import openapi
 from .process_webhook_queue import process_webhook_queue
 from .start_calling import start_calling
 from .stop_calling import stop_calling
@@ -63,6 +65,8 @@ ROUTES = [
     Route("/api/call/batches/{user_id}", list_user_batches),
     Route("/api/call/batch-details/{id}", get_user_batch),
     Route("/health", health),
+    Route("/openapi.yaml", openapi),
+    Route("/docs", docs),
 ]
 
 
