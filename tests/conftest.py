@@ -19,12 +19,14 @@ import psycopg
 import pytest
 from starlette.testclient import TestClient
 
+from functions import app
 from functions._shared.settings import Settings
 from functions.app import create_app
 from functions.migrations import migrate
 from functions.postgres_server import PostgresServer, embedded_postgres
 
 from .support.database import TestDatabase, log_in_as
+from .support.openapi import CheckedContext
 from .support.pgbouncer import PGBOUNCER, PgBouncer
 from .support.postgrest import PUBLISHABLE_KEY, postgrest
 from .support.serving import serving
@@ -46,6 +48,15 @@ def new_server(folder: Path) -> PostgresServer:
     if bin_folder:
         return PostgresServer(Path(bin_folder), folder, SERVER_OPTIONS)
     return embedded_postgres(folder, SERVER_OPTIONS)
+
+
+@pytest.fixture(autouse=True)
+def answers_are_as_described(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test asks an app of this process is answered as functions/openapi.yaml says."""
+    monkeypatch.setattr(app, "RequestContext", CheckedContext)
+    CheckedContext.wrong.clear()
+    yield
+    assert CheckedContext.wrong == []
 
 
 @pytest.fixture(scope="session")
