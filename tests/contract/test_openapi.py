@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 import msgspec
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from starlette.datastructures import Headers
 from starlette.routing import Route
 
 from functions import (
@@ -33,7 +34,7 @@ from functions._shared.batch import ChangeBatch
 from functions._shared.http import EdgeFunction
 from functions.app import ROUTES
 
-from ..support.openapi import METHODS, PREFIX, Object, api, operations, resolve, shape, validator
+from ..support.openapi import METHODS, PREFIX, Object, api, operations, resolve, shape, validator, wrong_with
 
 ROOT = Path(__file__).parent.parent.parent
 FUNCTIONS: dict[str, EdgeFunction] = {route.path: route.endpoint for route in ROUTES}
@@ -116,6 +117,40 @@ def test_every_answer_with_a_json_body_has_an_example(name: str) -> None:
     for status, reference in OPERATIONS[name][2]["responses"].items():
         content = resolve(reference).get("content", {}).get("application/json")
         assert content is None or "example" in content or "examples" in content, status
+
+
+# What every test's answers are held against.
+
+CANCEL = "/functions/v1/calls-batch-cancel"
+NOT_FOUND = {"success": False, "error": "Batch not found", "code": "batch_not_found"}
+ID = {"x-request-id": "1", "content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "is_described"),
+    [
+        (404, ID, NOT_FOUND, True),
+        (418, ID, NOT_FOUND, False),
+        (404, {"content-type": "application/json"}, NOT_FOUND, False),
+        (404, {**ID, "content-type": "text/html"}, NOT_FOUND, False),
+        (404, ID, {**NOT_FOUND, "code": "agent_not_found"}, False),
+        (404, ID, {**NOT_FOUND, "hint": "look elsewhere"}, False),
+        (404, ID, {"success": False, "error": "Batch not found"}, False),
+        (401, ID, {**NOT_FOUND, "code": "unauthorized"}, False),
+        (401, {**ID, "www-authenticate": "Bearer"}, {**NOT_FOUND, "code": "unauthorized"}, True),
+    ],
+)
+def test_an_answer_that_is_not_described_is_seen(
+    status: int, headers: dict[str, str], body: Any, is_described: bool
+) -> None:
+    found = wrong_with(CANCEL, "POST", status, Headers(headers), msgspec.json.encode(body))
+    assert (found == []) is is_described
+
+
+def test_a_route_without_its_prefix_is_held_against_the_same() -> None:
+    body = msgspec.json.encode(NOT_FOUND)
+    assert wrong_with("/calls-batch-cancel", "POST", 404, Headers(ID), body) == []
+    assert wrong_with("/calls-batch-cancel", "POST", 418, Headers(ID), body) != []
 
 
 # Routes and methods.
