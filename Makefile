@@ -82,7 +82,7 @@ ifeq ($(platform),lambda)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --target dist/lambda \
 	  --platform manylinux2014_x86_64 --only-binary :all: '.[lambda]'
 else
-	cp functions/platforms/$(platform)/* constraints.txt dist/$(platform)
+	cp functions/platforms/$(platform)/*.* constraints.txt dist/$(platform)
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist/$(platform) .
 endif
 
