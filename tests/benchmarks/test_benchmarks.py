@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 
 import pytest
 
-from . import cancel, claims, imports, silence, webhooks, wide
+from . import cancel, claims, cold_start, imports, serving, silence, webhooks, wide
 from .lab import Lab, open_lab
 
 pytestmark = pytest.mark.one_postgres
@@ -64,3 +65,15 @@ def test_imports_of_every_size(lab: Lab) -> None:
     found = rows(imports.run(lab, sizes=[20], runs=1))
     assert [row[0] for row in found] == ["20"]
     assert all(cell for row in found for cell in row)
+
+
+def test_a_cold_start_is_measured_to_its_first_replies(lab: Lab) -> None:
+    started, loaded = cold_start.run(lab, runs=1).split("### ")[1:]
+    assert [row[0] for row in rows(started)][-1] == "a second cancel"
+    assert {"functions", "psycopg", "starlette"} <= {row[0] for row in rows(loaded)}
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_serving_by_every_server_that_is_compared(lab: Lab) -> None:
+    found = rows(serving.run(lab, runs=1, seconds=1, connections=[2], most=500))
+    assert [row[0] for row in found] == [f"2: {variant}" for variant in serving.VARIANTS]
