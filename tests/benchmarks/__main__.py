@@ -36,7 +36,7 @@ def main() -> int:
             if "cold-start" in arguments.only:
                 print(cold_start.run(lab, arguments.runs * 4), flush=True)
             if "serving" in arguments.only:
-                print(serving.run(lab, arguments.runs), flush=True)
+                print(serving.run(lab, min(arguments.runs, 3)), flush=True)
     except KeyboardInterrupt:
         progress("interrupted")
         return 130

@@ -8,7 +8,7 @@ import sys
 
 def main(server: str, loop: str, parser: str, workers: int, port: int) -> None:
     if server == "granian":
-        from granian import Granian  # type: ignore[attr-defined]
+        from granian import Granian
         from granian.constants import Interfaces, Loops
 
         Granian(
@@ -31,4 +31,4 @@ def main(server: str, loop: str, parser: str, workers: int, port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], *map(int, sys.argv[4:]))  # type: ignore[arg-type]
+    main(*sys.argv[1:4], workers=int(sys.argv[4]), port=int(sys.argv[5]))

@@ -6,15 +6,19 @@ what turns HTTP into events (lambda_service, azure_host), and who is told that t
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.util
 import json
 import socket
 import subprocess
 import sys
+import threading
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,8 +70,6 @@ def google(settings: dict[str, str], log: Path) -> Iterator[str]:
 @contextmanager
 def vercel(settings: dict[str, str], log: Path) -> Iterator[str]:
     """A function, started as Vercel's builder does it by what pyproject.toml says."""
-    import tomllib
-
     if importlib.util.find_spec("vercel_runtime") is None:
         pytest.skip("vercel-runtime needs Python 3.12")
     entry = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["vercel"]["entrypoint"]
@@ -85,13 +87,35 @@ def vercel(settings: dict[str, str], log: Path) -> Iterator[str]:
             "VERCEL_IPC_PATH": listening.getsockname(),
         }
         command = [sys.executable, "-c", "from vercel_runtime.vc_init import vc_handler"]
-        with _process(command, {**settings, **handler}, log):
+        with _process(command, {**settings, **handler}, log) as process:
             listening.settimeout(60)
-            messages, _ = listening.accept()
-            with messages:
-                started = json.loads(b"".join(iter(lambda: messages.recv(1), b"\0")))
-                assert started["type"] == "server-started", started
+            told, _ = listening.accept()
+            messages = _messages(told)
+            started = next(messages)
+            assert started["type"] == "server-started", started
+            logging = threading.Thread(target=_write_log, args=(messages, log))
+            logging.start()
+            try:
                 yield f"http://127.0.0.1:{started['payload']['httpPort']}"
+            finally:
+                process.terminate()
+                logging.join()
+                told.close()
+
+
+def _messages(told: socket.socket) -> Iterator[dict[str, Any]]:
+    """What the runtime tells Vercel, until it ends."""
+    rest = b""
+    while data := told.recv(65_536):
+        *whole, rest = (rest + data).split(b"\0")
+        yield from map(json.loads, whole)
+
+
+def _write_log(messages: Iterator[dict[str, Any]], log: Path) -> None:
+    for message in messages:
+        if message["type"] == "log":
+            with log.open("ab") as file:
+                file.write(base64.b64decode(message["payload"]["message"]))
 
 
 PLATFORMS = {"lambda": aws_lambda, "azure": azure, "google": google, "vercel": vercel}
