@@ -6,7 +6,6 @@ server and PostgreSQL.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import shutil
@@ -193,10 +192,12 @@ def _server(variant: str, settings: dict[str, str]) -> Iterator[tuple[int, psuti
                 time.sleep(0.05)
             yield port, psutil.Process(process.pid)
         finally:
-            process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            process.kill()
+            if process.poll() is None:
+                # Workers may outlive the one that started them.
+                whole = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+                process.send_signal(signal.SIGTERM)
+                for each in psutil.wait_procs(whole, timeout=10)[1]:
+                    each.kill()
 
 
 def _answers(port: int) -> bool:
