@@ -30,6 +30,16 @@ class Turns:
     @asynccontextmanager
     async def take(self) -> AsyncIterator[None]:
         """A turn, for the block. Raises 503 after pool_timeout_s, and at once when pool_max_waiting others wait."""
+        try:
+            self._free.acquire_nowait()
+        except anyio.WouldBlock:
+            await self._wait()
+        try:
+            yield
+        finally:
+            self._free.release()
+
+    async def _wait(self) -> None:
         if self.waiting >= self._settings.pool_max_waiting:
             raise no_connection()
         self.waiting += 1
@@ -40,10 +50,6 @@ class Turns:
             raise no_connection() from None
         finally:
             self.waiting -= 1
-        try:
-            yield
-        finally:
-            self._free.release()
 
 
 class Admission:
