@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import cancel, claims, cold_start, imports, serving, silence, webhooks, wide
+from . import cancel, claims, cold_start, imports, overload, serving, silence, webhooks, wide
 from .lab import Lab, open_lab
 
 pytestmark = pytest.mark.one_postgres
@@ -77,3 +77,8 @@ def test_a_cold_start_is_measured_to_its_first_replies(lab: Lab) -> None:
 def test_serving_by_every_server_that_is_compared(lab: Lab) -> None:
     found = rows(serving.run(lab, runs=1, seconds=1, connections=[2], most=500))
     assert [row[0] for row in found] == [f"2: {variant}" for variant in serving.VARIANTS]
+
+
+def test_overload_measures_every_moment(lab: Lab) -> None:
+    found = rows(overload.run(lab, runs=1))
+    assert [row[1] for row in found] == ["1"] * 4
