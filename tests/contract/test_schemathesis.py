@@ -36,6 +36,7 @@ AGENCY = "5eed0000-0000-4000-8000-00000000000a"
 def a_world(db: TestDatabase) -> dict[str, Any]:
     """The seed's agency, which the file's examples are about; a batch of every status; and what may be asked for."""
     db.owner.execute((ROOT / "supabase" / "seed.sql").read_bytes())
+    db.rows("delete from private.rate_limits")
     agency, owner = UUID(AGENCY), UUID(OWNER)
     number = "+15551234568"
     db.rows(
