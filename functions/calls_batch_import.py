@@ -66,6 +66,8 @@ async def calls_batch_import(request: Request) -> Response:
 
 
 async def _import(request: Request, caller: Caller) -> Response:
+    # Whoever may not import is told so before the file, which may take minutes to send and to read.
+    await call(request, caller, "check_import")
     async with read_form(request, max_bytes=request.app.state.settings.max_upload_bytes) as form:
         how, batch = _read_fields(form)
         contacts = await _read_file(request, form)
@@ -170,5 +172,9 @@ async def _list_errors(request: Request, caller: Caller) -> Response:
     headers = {
         "Cache-Control": "no-store",
         "Content-Disposition": f'attachment; filename="import-errors-{query.import_id}.csv"',
+        "X-Content-Type-Options": "nosniff",
     }
-    return StreamingResponse(lines(), headers=headers, media_type="text/csv")
+    media_type = "text/csv; charset=utf-8"
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type=media_type)
+    return StreamingResponse(lines(), headers=headers, media_type=media_type)

@@ -1,5 +1,5 @@
 -- What is wrong with rows of a file (see private.check_rows), nothing being changed: an import that takes all rows or
--- none begins with it. Returns {"invalid": how many, "errors": the first 100, with row, phone_number and error}.
+-- none begins with it. Without rows it only tells whether the caller may import. Returns {"invalid": how many, "errors": the first 100, with row, phone_number and error}.
 -- Raises PT401, PT403 (of no agency; not an owner or admin), PT400 (not such rows).
 create or replace function private.check_import(p_rows jsonb)
 returns json
@@ -11,6 +11,9 @@ declare
   v_result json;
 begin
   perform private.require_admin((private.current_actor()).agency_id);
+  if p_rows is null then
+    return json_build_object('invalid', 0, 'errors', json_build_array());
+  end if;
   select json_build_object(
            'invalid', count(*),
            'errors', coalesce(

@@ -343,6 +343,13 @@ def test_only_owners_and_admins_of_the_agency_import(db: TestDatabase, client: T
     assert client.get(PATH).status_code == 401
 
 
+def test_whoever_may_not_import_is_told_so_before_the_file_is_read(
+    db: TestDatabase, client: TestClient, office: Office
+) -> None:
+    response = office.post(client, b"\0", caller=db.user(office.agency, "agency_member"))
+    assert (response.status_code, response.json()["code"]) == (403, "role_not_allowed")
+
+
 def test_another_method_or_body_is_refused(client: TestClient, office: Office) -> None:
     response = client.put(PATH)
     assert (response.status_code, response.headers["allow"]) == (405, "POST, GET, HEAD, OPTIONS")
@@ -368,6 +375,9 @@ def test_the_invalid_rows_are_a_csv_for_the_agency(db: TestDatabase, client: Tes
     response = client.get(PATH, params={"import_id": answer["import_id"]}, headers=bearer(member))
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/csv; charset=utf-8"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    head = client.head(PATH, params={"import_id": answer["import_id"]}, headers=bearer(member))
+    assert (head.status_code, head.content) == (200, b"")
     rows = list(csv.reader(io.StringIO(response.text, newline="")))
     assert len(rows) == 12_003
     e164 = "phone_number must be in E.164 form, such as +15551234567"
