@@ -10,7 +10,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: help install demo serve test test-matrix test-supabase soak lint lint-sql bench migration test-container-image package forwarders test-pgbouncer test-containers fuzz
+.PHONY: help install demo serve test test-matrix test-pgbouncer test-containers test-supabase test-vercel \
+  test-container-image soak fuzz lint lint-sql bench migration package forwarders
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -42,6 +43,9 @@ test-containers: install  ## the core's tests and the contracts on a PostgreSQL 
 test-supabase: install  ## supabase/ with the Supabase CLI (npm) and pgTAP, on Debian's PostgreSQL 15
 	cli="$$(npx --yes --package=supabase@$(SUPABASE_CLI_VERSION) -- which supabase)" && \
 	  SUPABASE_CLI="$$cli" TEST_POSTGRES_BIN=/usr/lib/postgresql/15/bin $(BIN)/pytest -n auto tests/supabase
+
+test-vercel: install  ## Vercel's runtime, which needs a newer Python: make test-vercel VENV=.venv-3.12 PYTHON=python3.12
+	$(BIN)/pytest -n auto -k vercel tests/platforms
 
 test-container-image: install  ## the container image, built from PYTHON_IMAGE and run by a Docker engine
 	TEST_PYTHON_IMAGE=$(or $(PYTHON_IMAGE),python:3.13-slim) $(BIN)/pytest tests/platforms/test_container.py
