@@ -25,6 +25,9 @@ def serve(settings: Settings, listening: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; then requests in flight finish. Prints `ready http://...`."""
     config = uvicorn.Config(
         create_app(settings),
+        # Not httptools, where it is installed: it lets pass what a proxy may read as other requests than it does.
+        http="h11",
+        ws="none",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=settings.statement_timeout_ms // 1000 + 1,

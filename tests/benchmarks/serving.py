@@ -39,8 +39,9 @@ MOST_A_SECOND = 3000
 # The first is uvicorn alone, the second what `lastcall serve` is with lastcall[serve].
 VARIANTS = (
     "uvicorn asyncio h11 1",
+    "uvicorn uvloop h11 1",
     "uvicorn uvloop httptools 1",
-    "uvicorn uvloop httptools 2",
+    "uvicorn uvloop h11 2",
     "granian uvloop own 1",
     "granian uvloop own 2",
 )

@@ -129,7 +129,8 @@ def supabase_js(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Script]:
     if fetched.returncode:
         why = next(line for line in fetched.stderr.splitlines() if line.startswith("error"))
         pytest.skip(f"needs supabase-js, which npm's registry has not given: {why}")
-    (snippet,) = re.findall(r"```js\n(.*?FunctionsHttpError.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    snippets = re.findall(r"```js\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (snippet,) = [snippet for snippet in snippets if "FunctionsHttpError" in snippet]
     module: Path = tmp_path_factory.mktemp("readme") / "snippet.js"
     module.write_text(snippet)
     running = Script(CONFIG, "--frozen", "--cached-only", "--allow-all", script, module.as_uri())

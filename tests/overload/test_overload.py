@@ -63,7 +63,8 @@ class House:
         """How many connections of the service wait for a lock."""
         count: int = self.db.value(
             "select count(*) from pg_stat_activity"
-            " where datname = current_database() and usename = 'authenticator' and wait_event_type = 'Lock'"
+            " where datname = current_database() and wait_event_type = 'Lock'"
+            "   and usename in ('lastcall_functions', 'authenticator')"
         )
         return count
 

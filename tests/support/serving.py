@@ -21,7 +21,7 @@ from functions._shared.log import JsonFormatter
 def serving(app: ASGIApp) -> Iterator[tuple[str, int]]:
     """The app on a loopback address, which it gives."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     address = listening.getsockname()
     thread.start()
