@@ -36,7 +36,7 @@ SECONDS = 5.0
 MOST_A_SECOND = 3000
 """More cancels than any server here serves: so many batches are made ready for each second."""
 
-# The first is uvicorn alone, the second what `lastcall serve` is with lastcall[serve].
+# The first is what `lastcall serve` is.
 VARIANTS = (
     "uvicorn asyncio h11 1",
     "uvicorn uvloop h11 1",
