@@ -9,13 +9,15 @@ returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_send regprocedure := to_regprocedure('realtime.send(jsonb,text,text,boolean)');
 begin
-  if to_regprocedure('realtime.send(jsonb,text,text,boolean)') is null then
+  if v_send is null then
     return;
   end if;
   begin
     -- Dynamic, since no other database knows the function.
-    execute 'select realtime.send($1, ''batch_status'', $2, true)'
+    execute format('select %s($1, ''batch_status'', $2, true)', v_send::oid::regproc)
       using jsonb_build_object('batch_id', p_batch_id, 'action', p_action, 'from_status', p_from_status,
                                'to_status', p_to_status, 'contacts', p_contacts,
                                'at', private.iso_timestamp(clock_timestamp())),

@@ -1,7 +1,7 @@
 -- Who is in the way of this is not made to wait for long: it gives up, and is run again.
 set local lock_timeout = '500ms';
 
--- file: private/broadcast_status.sql f47329446d784288edec91a536713d8584b160072ffb786c8deffe2b2fa911e5
+-- file: private/broadcast_status.sql 26ea71e8bfdc5c22f0463ff09d589b60d05a8f968af0e0b90d21cd8ae7fe1959
 -- Tell whoever watches the agency's batches that one changed its status: where the database is a Supabase
 -- project's, a private Realtime broadcast to the channel agency:<agency's id>, event batch_status. It is sent when
 -- the transaction commits, or not at all. Elsewhere nothing happens.
@@ -13,13 +13,15 @@ returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_send regprocedure := to_regprocedure('realtime.send(jsonb,text,text,boolean)');
 begin
-  if to_regprocedure('realtime.send(jsonb,text,text,boolean)') is null then
+  if v_send is null then
     return;
   end if;
   begin
     -- Dynamic, since no other database knows the function.
-    execute 'select realtime.send($1, ''batch_status'', $2, true)'
+    execute format('select %s($1, ''batch_status'', $2, true)', v_send::oid::regproc)
       using jsonb_build_object('batch_id', p_batch_id, 'action', p_action, 'from_status', p_from_status,
                                'to_status', p_to_status, 'contacts', p_contacts,
                                'at', private.iso_timestamp(clock_timestamp())),
