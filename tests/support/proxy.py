@@ -15,12 +15,13 @@ _SOCKET = ".s.PGSQL.5432"
 
 
 class Proxy:
-    """Passes everything on between clients and the server behind a Unix socket."""
+    """Passes everything on between clients, who come by a Unix socket, and the server."""
 
     def __init__(self, folder: Path, uri: str) -> None:
         parts = urlsplit(uri)
-        self._server = str(Path(parse_qs(parts.query)["host"][0]) / _SOCKET)
-        self.uri = parts._replace(query=f"host={quote(str(folder), safe='')}").geturl()
+        (self._folder,) = parse_qs(parts.query).get("host", [None])
+        self._address = (parts.hostname, parts.port)
+        self.uri = parts._replace(netloc=f"{parts.username}@", query=f"host={quote(str(folder), safe='')}").geturl()
         """The server's URI, by way of the proxy."""
         self.passes_replies = threading.Event()
         """Cleared: what the server says is held back."""
@@ -43,14 +44,20 @@ class Proxy:
                 end.shutdown(socket.SHUT_RDWR)
         self.passes_replies.set()
 
+    def _connect(self) -> socket.socket:
+        if self._folder is None:
+            return socket.create_connection(self._address)
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(str(Path(self._folder) / _SOCKET))
+        return server
+
     def run(self) -> None:
         while True:
             try:
                 client, _ = self._listening.accept()
             except OSError:
                 return
-            server = socket.socket(socket.AF_UNIX)
-            server.connect(self._server)
+            server = self._connect()
             sent = bytearray()
             self._sent.append(sent)
             self._sockets += [client, server]
