@@ -75,7 +75,7 @@ class HttpClient:
         self._supabase = supabase_client(session.url, session.key)
         # The Supabase client's invoke holds what it gets, and what it sends, in memory as a whole, and sends no forms:
         # export and import go past it, to the same addresses with the same headers. So does stop-calling, whose
-        # address is not under /functions/v1.
+        # address in the app is not under /functions/v1.
         self._http = httpx2.Client(timeout=httpx2.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S))
 
     def list_batches(self, *, status: str | None = None, limit: int = 100, after: str | None = None) -> Answer:
@@ -96,13 +96,11 @@ class HttpClient:
             raise CommandError(
                 "by HTTP a stop names the user responsible for the batch, and this one has none: use --sql"
             )
-        if self._session.app_url is None:
-            # A project serves no address but /functions/v1, but the same procedure at its PostgREST.
-            given = {"skip_remaining": skip_remaining, "reason": reason, "idempotency_key": key}
-            return self._rpc("stop_batch", {"batch_id": batch_id, "user_id": user_id, **given})
+        app = self._session.app_url
+        url = f"{app}/api/call/stop-calling" if app else self._function("stop-calling")
         body = {"batchId": batch_id, "userId": user_id, "skipRemaining": skip_remaining, "reason": reason}
         headers = {**self._headers(), "Idempotency-Key": key}
-        with self._stream("POST", f"{self._session.app_url}/api/call/stop-calling", headers, json=body) as response:
+        with self._stream("POST", url, headers, json=body) as response:
             data = _json(response.read())["data"]
         return {"batch_id": data["batchId"], "status": data["status"]}
 
@@ -156,17 +154,6 @@ class HttpClient:
             raise OutOfReachError(
                 f"{self._session.url} does not run its functions: {error}", may_be_done=True
             ) from None
-
-    def _rpc(self, procedure: str, arguments: Mapping[str, Any]) -> Answer:
-        from postgrest import APIError
-
-        self._supabase.postgrest.auth(self._session.token())
-        try:
-            with self._reaching():
-                data = self._supabase.rpc(procedure, dict(_given(arguments))).execute().data
-        except APIError as error:
-            raise _rpc_refusal(error.code or "", error.message or "", error.details) from None
-        return data[0] if isinstance(data, list) else data  # type: ignore[return-value]
 
     @contextmanager
     def _stream(self, method: str, url: str, headers: dict[str, str], **request: Any) -> Iterator[httpx2.Response]:
@@ -330,17 +317,6 @@ def _refusal(status: int, headers: Mapping[str, str], body: bytes) -> CommandErr
     if status == 401:
         return NotLoggedInError(message)
     return RefusedError(message, str(answer.get("code") or status), answer)
-
-
-def _rpc_refusal(code: str, message: str, details: Any) -> CommandError:
-    """What PostgREST refused: by a SQLSTATE of ours (PT404), by a code of its own, or by HTTP status."""
-    if code.startswith("PT"):
-        return _refusal(int(code[2:]), {}, json.dumps({"error": message, **json.loads(details or "{}")}).encode())
-    if code.startswith("PGRST30"):
-        return NotLoggedInError(message)
-    if code.startswith(("PGRST00", *UNAVAILABLE_SQLSTATES)) or code in ("502", "503", "504"):
-        return OutOfReachError(message, may_be_done=True)
-    return RefusedError(message, code)
 
 
 def _sql_refusal(error: psycopg.Error) -> CommandError:

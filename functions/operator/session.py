@@ -84,7 +84,7 @@ def supabase_client(url: str, key: str | None, storage: Any = None) -> Client:
         raise CommandError("this needs the Supabase client: pip install 'lastcall[operator]', or use --sql") from None
     # One that follows no redirect, so that no token goes elsewhere, and waits longer than the library's 5 seconds.
     http = httpx.Client(timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S))
-    options = ClientOptions(httpx_client=http, auto_refresh_token=False, postgrest_client_retry=False)
+    options = ClientOptions(httpx_client=http, auto_refresh_token=False)
     if storage is not None:
         options.storage = storage
     # The library wants a key; the app asks for none.

@@ -1,4 +1,5 @@
-"""A stand-in for a Supabase project: the functions, PostgREST's stand-in, and one for Auth (GoTrue).
+"""A stand-in for a Supabase project: the functions under the names of their forwarders, PostgREST's stand-in, and one
+for Auth (GoTrue).
 
 Of Auth it does what its documentation says of two addresses: POST /auth/v1/token, with grant_type password (one
 agreed password for every user) or refresh_token (each counts once), answers a session with a signed token; POST
@@ -19,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from functions._shared.settings import Settings
 from functions.app import create_app
@@ -102,10 +104,22 @@ def project(settings: Settings, database_url: str, auth: Auth) -> Starlette:
             Route("/auth/v1/logout", auth.logout, methods=["POST"]),
             *postgrest(database_url).routes,
             # Nothing else of the app is there.
+            Route("/functions/v1/stop-calling", _Forwarder(functions, "/api/call/stop-calling")),
             Mount("/functions/v1", functions),
         ],
         lifespan=lifespan,
     )
+
+
+class _Forwarder:
+    """A function whose path in the app is another one."""
+
+    def __init__(self, app: ASGIApp, path: str) -> None:
+        self._app = app
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app({**scope, "path": self._path}, receive, send)
 
 
 def _error(status: int, code: str, message: str) -> Response:
