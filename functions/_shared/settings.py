@@ -135,6 +135,8 @@ class Settings:
             raise SettingsError("the postgres transport needs DATABASE_URL")
         if self.transport == "postgres" and not (self.database_url or "").startswith(_POSTGRES):
             raise SettingsError("DATABASE_URL must be a postgresql:// URL")
+        if self.transport == "postgres" and not _is_conninfo(self.database_url or ""):
+            raise SettingsError("DATABASE_URL is no URL that PostgreSQL's clients read")
         if self.transport == "postgrest" and not (self.supabase_url and self.publishable_key):
             raise SettingsError(
                 "set DATABASE_URL, or SUPABASE_URL and SUPABASE_PUBLISHABLE_KEY for the PostgREST transport"
@@ -151,6 +153,17 @@ class Settings:
             raise SettingsError("LASTCALL_CRON_SECRET needs SUPABASE_SECRET_KEY with the PostgREST transport")
         if self.reconcile_after_s < 2 * self.carrier_timeout_s:
             raise SettingsError("LASTCALL_RECONCILE_AFTER_S must be at least twice LASTCALL_CARRIER_TIMEOUT_MS")
+
+
+def _is_conninfo(url: str) -> bool:
+    from psycopg import ProgrammingError  # only here: not everything that reads settings connects
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        conninfo_to_dict(url)
+    except ProgrammingError:  # its message may quote the password
+        return False
+    return True
 
 
 def _check_carrier(name: str, env: Mapping[str, str]) -> None:

@@ -84,6 +84,10 @@ def test_empty_means_not_set(name: str) -> None:
         ({**POSTGRES, "LASTCALL_TRANSPORT": "Postgres"}, "LASTCALL_TRANSPORT must be postgres or postgrest"),
         ({**POSTGRES, "DATABASE_URL": "db.example"}, "DATABASE_URL must be a postgresql:// URL"),
         ({**POSTGRES, "DATABASE_URL": "mysql://db.example"}, "DATABASE_URL must be a postgresql:// URL"),
+        (
+            {**POSTGRES, "DATABASE_URL": "postgresql://u:pass%zz@db"},
+            "^DATABASE_URL is no URL that PostgreSQL's clients read$",
+        ),
         ({**POSTGRES, "SUPABASE_JWT_SECRET": "x" * 31}, "SUPABASE_JWT_SECRET must have at least 32 bytes"),
         ({**POSTGRES, "LASTCALL_CRON_SECRET": "x" * 31}, "LASTCALL_CRON_SECRET must have at least 32 bytes"),
         (
