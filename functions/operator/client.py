@@ -15,7 +15,15 @@ from .._shared.contact_file import ContactFile, FileError, read_contacts
 from .._shared.contacts_csv import ERRORS_HEADER, HEADER, contact_lines, error_lines
 from .._shared.database import UNAVAILABLE_SQLSTATES, procedure_call
 from ..local import CommandError
-from .session import CONNECT_TIMEOUT_S, TIMEOUT_S, NotLoggedInError, OutOfReachError, Session, supabase_client
+from .session import (
+    CONNECT_TIMEOUT_S,
+    TIMEOUT_S,
+    NotLoggedInError,
+    OutOfReachError,
+    Session,
+    close_client,
+    supabase_client,
+)
 
 Answer = dict[str, Any]
 
@@ -130,6 +138,8 @@ class HttpClient:
 
     def close(self) -> None:
         self._http.close()
+        close_client(self._supabase)
+        self._session.close()
 
     def _invoke(self, method: str, function: str, arguments: Mapping[str, Any], key: str | None = None) -> Answer:
         from supabase_functions.errors import FunctionsHttpError, FunctionsRelayError

@@ -74,6 +74,17 @@ class Session:
             raise NotLoggedInError("The session has ended")
         return session.access_token
 
+    def close(self) -> None:
+        """Close the connections to the project's Auth."""
+        if self._account is not None:
+            close_client(self._account)
+
+
+def close_client(client: Client) -> None:
+    """Close the connections of a client that supabase_client made."""
+    if client.options.httpx_client is not None:
+        client.options.httpx_client.close()
+
 
 def supabase_client(url: str, key: str | None, storage: Any = None) -> Client:
     """A client of the project, or of the app that serves its functions."""
@@ -201,6 +212,8 @@ def sign_in(session: Session, email: str, password: str) -> None:
         account.auth.sign_in_with_password({"email": email, "password": password})
     except AuthError as error:
         raise _auth_error(error, f"{session.project_url} refused") from None
+    finally:
+        close_client(account)
 
 
 def sign_out() -> bool:
@@ -217,6 +230,8 @@ def sign_out() -> bool:
             account.auth.sign_out({"scope": "local"})
         except AuthError:
             return False
+        finally:
+            close_client(account)
         return True
     except CommandError:
         return False
