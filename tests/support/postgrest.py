@@ -9,18 +9,20 @@ no filters, no media types, no schema cache to reload, one agreed secret.
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import jwt
 import psycopg
 from anyio.to_thread import run_sync
 from psycopg import sql
-from psycopg.rows import dict_row
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from .database import Connection, connect
 from .tokens import SECRET
 
 PUBLISHABLE_KEY = "sb_publishable_for_tests"
@@ -28,6 +30,12 @@ PUBLISHABLE_KEY = "sb_publishable_for_tests"
 
 def postgrest(database_url: str) -> Starlette:
     """The stand-in for a database, which it enters as its authenticator."""
+    connections = _Connections(database_url)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        connections.close()
 
     async def rpc(request: Request) -> JSONResponse:
         body = await request.body()
@@ -41,7 +49,7 @@ def postgrest(database_url: str) -> Starlette:
         role = claims.get("role", "anon")
         try:
             given = json.loads(body or b"{}")
-            return JSONResponse(await run_sync(_call, database_url, role, claims, request, given))
+            return JSONResponse(await run_sync(_call, connections, role, claims, request, given))
         except LookupError:
             return _error(404, "PGRST202", "Could not find the function in the schema cache")
         except psycopg.OperationalError as error:
@@ -51,7 +59,41 @@ def postgrest(database_url: str) -> Starlette:
         except psycopg.Error as error:
             return _database_error(error, role)
 
-    return Starlette(routes=[Route("/rest/v1/rpc/{name}", rpc, methods=["POST"]), Route("/rest/v1/", _root)])
+    routes = [Route("/rest/v1/rpc/{name}", rpc, methods=["POST"]), Route("/rest/v1/", _root)]
+    return Starlette(routes=routes, lifespan=lifespan)
+
+
+class _Connections:
+    """Connections that are kept, as PostgREST's pool keeps them: the next request does not log in again."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._idle: list[Connection] = []
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        connection = self._take() or connect(self._url, prepare_threshold=None)
+        try:
+            with connection.transaction():
+                yield connection
+        finally:
+            if not connection.closed:
+                self._idle.append(connection)
+
+    def _take(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            try:
+                connection.execute("")
+            except psycopg.OperationalError:
+                connection.close()  # the server has ended it
+            else:
+                return connection
+        return None
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
 
 
 async def _root(_request: Request) -> JSONResponse:
@@ -76,8 +118,10 @@ def _claims(request: Request) -> dict[str, Any]:
     return jwt.decode(token, SECRET, algorithms=["HS256"], audience="authenticated")
 
 
-def _call(url: str, role: str, claims: dict[str, Any], request: Request, arguments: dict[str, Any]) -> Any:
-    with psycopg.connect(url, row_factory=dict_row) as connection:
+def _call(
+    connections: _Connections, role: str, claims: dict[str, Any], request: Request, arguments: dict[str, Any]
+) -> Any:
+    with connections.connection() as connection:
         function = connection.execute(
             "select p.oid, p.proretset, array(select format('%%I %%s', a.name, format_type(a.type, null))"
             "  from unnest(p.proargnames[1:p.pronargs], p.proargtypes::oid[]) as a (name, type)"

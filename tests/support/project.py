@@ -92,17 +92,19 @@ class Auth:
 def project(settings: Settings, database_url: str, auth: Auth) -> Starlette:
     """The project of these functions, whose PostgREST enters the database of that URL."""
     functions = create_app(settings)
+    rest = postgrest(database_url)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        yield
+        async with rest.router.lifespan_context(rest):
+            yield
         await functions.state.database.close()
 
     return Starlette(
         routes=[
             Route("/auth/v1/token", auth.token, methods=["POST"]),
             Route("/auth/v1/logout", auth.logout, methods=["POST"]),
-            *postgrest(database_url).routes,
+            *rest.routes,
             # Nothing else of the app is there.
             Route("/functions/v1/stop-calling", _Forwarder(functions, "/api/call/stop-calling")),
             Mount("/functions/v1", functions),
