@@ -1,4 +1,7 @@
-"""The operator's commands: the real command, against a served app, a project's stand-in and the SQL console."""
+"""The operator's commands, against a served app, a project's stand-in and the SQL console.
+
+A command runs within the tests' process, unless the test is about a terminal, a signal, a pipe or a lost connection.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from functions._shared.settings import Settings
 from functions.app import create_app
 
-from ..support.command import LASTCALL, environment, lastcall
+from ..support.command import LASTCALL, environment, lastcall_here
 from ..support.database import TestDatabase, log_in_as
 from ..support.postgrest import PUBLISHABLE_KEY
 from ..support.project import PASSWORD, Auth, project
@@ -55,15 +58,7 @@ class Operator:
 
     def run(self, *arguments: str | UUID, typed: str = "") -> subprocess.CompletedProcess[str]:
         """Run the command to its end, `typed` being piped in."""
-        return subprocess.run(
-            [LASTCALL, *self.arguments(*arguments)],
-            cwd=self.folder,
-            env=self.environment,
-            input=typed,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        return lastcall_here(*self.arguments(*arguments), folder=self.folder, settings=self.environment, typed=typed)
 
     def done(self, *arguments: str | UUID) -> str:
         """What it prints when all is well."""
@@ -961,7 +956,7 @@ def test_without_the_supabase_client_it_says_what_to_install() -> None:
     ],
 )
 def test_every_command_explains_itself_and_its_exit_status(tmp_path: Path, command: str) -> None:
-    done = lastcall(command, "--help", folder=tmp_path)
+    done = lastcall_here(command, "--help", folder=tmp_path, settings=environment())
     assert (done.returncode, done.stderr) == (0, "")
     assert "3 out of reach" in " ".join(done.stdout.split())
 
@@ -970,5 +965,5 @@ def test_every_command_explains_itself_and_its_exit_status(tmp_path: Path, comma
     "options", [["batches", "--limit", "0"], ["watch", "x", "--interval", "0"], ["cancel"]], ids=str
 )
 def test_what_is_no_command_ends_with_status_2(tmp_path: Path, options: list[str]) -> None:
-    done = lastcall(*options, folder=tmp_path)
+    done = lastcall_here(*options, folder=tmp_path, settings=environment())
     assert (done.returncode, done.stdout) == (2, "")
