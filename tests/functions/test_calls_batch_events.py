@@ -84,6 +84,7 @@ def test_another_agencys_batch_is_404_and_the_others_are_refused_as_everywhere(
     assert either_client.post(PATH).status_code == 405
 
 
+@pytest.mark.own_database
 def test_what_fails_is_500(db: TestDatabase, either_client: TestClient) -> None:
     agency = db.agency()
     user, batch = db.user(agency), db.batch(agency)

@@ -494,6 +494,7 @@ def url(settings: Settings) -> Iterator[str]:
         yield f"http://{host}:{port}"
 
 
+@pytest.mark.own_database
 def test_a_batch_is_not_dialed_before_its_import_has_finished(db: TestDatabase, url: str, office: Office) -> None:
     half = Halfway(db, office, url)
     row = db.batch_row(half.batch)
@@ -504,6 +505,7 @@ def test_a_batch_is_not_dialed_before_its_import_has_finished(db: TestDatabase, 
     assert db.row("select * from process_batches()")["batches_started"] == 1
 
 
+@pytest.mark.own_database
 def test_whoever_resumes_or_pauses_during_an_import_has_the_say(db: TestDatabase, url: str, office: Office) -> None:
     half = Halfway(db, office, url)
     answer = half.during("select resume_batch(%s)").json()
@@ -511,6 +513,7 @@ def test_whoever_resumes_or_pauses_during_an_import_has_the_say(db: TestDatabase
     assert (answer["status"], row["status"], row["error_message"]) == ("processing", "processing", None)
 
 
+@pytest.mark.own_database
 def test_a_cancel_during_an_import_refuses_the_rest_and_says_what_was_added(
     db: TestDatabase, url: str, office: Office
 ) -> None:
@@ -522,6 +525,7 @@ def test_a_cancel_during_an_import_refuses_the_rest_and_says_what_was_added(
     assert answer["added"] == 19_999
 
 
+@pytest.mark.own_database
 def test_an_import_that_broke_off_goes_on_when_the_file_is_sent_again(
     db: TestDatabase, url: str, office: Office
 ) -> None:

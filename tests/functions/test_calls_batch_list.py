@@ -153,6 +153,7 @@ def test_without_a_token_401_of_no_agency_403_and_by_another_method_405(
     assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
 
 
+@pytest.mark.own_database
 def test_what_fails_is_500_with_the_contracts_message(db: TestDatabase, either_client: TestClient) -> None:
     user = db.user(db.agency())
     db.rows("alter table call_batches rename column created_at to created")

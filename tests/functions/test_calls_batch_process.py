@@ -107,6 +107,7 @@ def test_only_the_service_may_dial(db: TestDatabase, client: TestClient, headers
     assert db.statuses(batch) == {"pending": 1}
 
 
+@pytest.mark.own_database
 def test_a_run_that_fails_says_so(db: TestDatabase, client: TestClient) -> None:
     a_batch(db, 1)
     db.rows("alter function private.process_batches rename to gone")

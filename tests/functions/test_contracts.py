@@ -124,6 +124,7 @@ def test_other_methods_are_405(client: TestClient, method: str, path: str) -> No
     assert (response.status_code, response.headers["allow"]) == (405, "POST, OPTIONS")
 
 
+@pytest.mark.own_database
 def test_cancel_that_cannot_update_the_batch_is_500(db: TestDatabase, client: TestClient) -> None:
     owner, batch = world(db, pending=1)
     db.rows("alter table call_batches add constraint broken check (status <> 'cancelled')")
@@ -218,6 +219,7 @@ def test_stop_of_an_unknown_batch_or_user_is_404(
     assert response.json() == {"message": "", "status": False, "code": 404, "errorMessage": message, "data": {}}
 
 
+@pytest.mark.own_database
 def test_stop_that_fails_is_500(db: TestDatabase, client: TestClient) -> None:
     owner, batch = world(db, pending=1)
     db.rows("alter table call_batches add constraint broken check (status <> 'stopped')")
@@ -289,6 +291,7 @@ def test_pause_and_resume_from_another_status_are_400(
 
 
 @pytest.mark.parametrize("path", [PAUSE, RESUME])
+@pytest.mark.own_database
 def test_pause_and_resume_refuse_as_cancel_does(db: TestDatabase, client: TestClient, path: str) -> None:
     owner, batch = world(db, pending=1)
     db.rows("update call_batches set status = %s", "processing" if path == PAUSE else "paused")

@@ -186,6 +186,7 @@ def test_a_repeat_of_create_gets_the_first_answer(
     assert refused(db, client, CREATE, owner, {**body, "name": "other"}, **key).status_code == 409
 
 
+@pytest.mark.own_database
 def test_create_that_fails_is_500(db: TestDatabase, client: TestClient, owner: UUID, body: dict[str, Any]) -> None:
     db.rows("alter table campaign_contacts add constraint broken check (false) not valid")
     response = refused(db, client, CREATE, owner, body)
@@ -316,6 +317,7 @@ def test_start_calling_of_a_batch_that_is_over_is_400(
     assert (response.status_code, response.json()["errorMessage"]) == (400, f"Batch is already {status}")
 
 
+@pytest.mark.own_database
 def test_start_calling_without_a_token_is_401_and_that_fails_is_500(
     db: TestDatabase, client: TestClient, owner: UUID
 ) -> None:

@@ -222,9 +222,13 @@ def test_refusals_cost_no_connection(settings: Settings, db: TestDatabase) -> No
     case = Case(db)
     with serve(settings, pool_size=1) as client:
         assert case.cancel(client).status_code == 200
+        backends = (
+            "select pid, backend_start from pg_stat_activity where application_name = 'lastcall' and datname = %s"
+        )
+        before = db.rows(backends, db.owner.info.dbname)
         assert {case.cancel(client).status_code for _ in range(20)} == {400}
-    logins = "select sessions from pg_stat_database where datname = current_database()"
-    until(lambda: db.value(logins) <= 3)  # the owner's, the first one's, perhaps the template's
+        assert db.rows(backends, db.owner.info.dbname) == before
+        assert len(before) == 1
 
 
 def test_without_a_free_connection_a_request_is_told_to_come_again(settings: Settings, db: TestDatabase) -> None:
@@ -419,6 +423,7 @@ def fails_at_first(db: TestDatabase, sqlstate: str, times: int) -> None:
 
 
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
+@pytest.mark.own_database
 def test_a_serialization_failure_or_a_deadlock_is_tried_once_more(
     settings: Settings, db: TestDatabase, sqlstate: str
 ) -> None:
@@ -428,6 +433,7 @@ def test_a_serialization_failure_or_a_deadlock_is_tried_once_more(
 
 
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
+@pytest.mark.own_database
 def test_it_is_tried_once_more_and_no_further(settings: Settings, db: TestDatabase, sqlstate: str) -> None:
     fails_at_first(db, sqlstate, 2)
     caller = Case(db).caller
@@ -439,6 +445,7 @@ def test_it_is_tried_once_more_and_no_further(settings: Settings, db: TestDataba
 
 
 @pytest.mark.parametrize("sqlstate", ["PT409", "23505", "P0001", "57014"])
+@pytest.mark.own_database
 def test_nothing_else_is_tried_again(settings: Settings, db: TestDatabase, sqlstate: str) -> None:
     fails_at_first(db, sqlstate, 1)
     caller = Case(db).caller
@@ -467,6 +474,7 @@ def at_commit(db: TestDatabase, sqlstate: str, times: int) -> None:
     )
 
 
+@pytest.mark.own_database
 def test_what_fails_to_commit_is_no_success(settings: Settings, db: TestDatabase) -> None:
     case = Case(db)
     at_commit(db, "23514", 1)
@@ -477,6 +485,7 @@ def test_what_fails_to_commit_is_no_success(settings: Settings, db: TestDatabase
         assert case.cancel(client).status_code == 200
 
 
+@pytest.mark.own_database
 def test_a_serialization_failure_at_commit_is_tried_once_more(settings: Settings, db: TestDatabase) -> None:
     case = Case(db)
     at_commit(db, "40001", 1)

@@ -480,6 +480,7 @@ FAILURES = {
 
 
 @BOTH
+@pytest.mark.own_database
 def test_an_unexpected_error_that_quotes_a_row_shows_nothing_of_it(
     client: TestClient, db: TestDatabase, log: Log, path: str
 ) -> None:

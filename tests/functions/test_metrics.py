@@ -195,6 +195,7 @@ def procedures(settings: Settings, call: Any) -> dict[str, float]:
         ("57P01", 1, {"unavailable": 1}),
     ],
 )
+@pytest.mark.own_database
 def test_procedures_are_told_by_their_outcome(
     settings: Settings, db: TestDatabase, sqlstate: str, times: int, outcomes: dict[str, float]
 ) -> None:

@@ -157,6 +157,7 @@ def test_a_trace_that_its_sender_does_not_record_is_not_recorded(
     assert TRACE not in {span.trace_id for span in collector.spans}
 
 
+@pytest.mark.own_database
 def test_a_failure_is_marked_and_its_message_is_not_told(
     settings: Settings, db: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +175,7 @@ def test_a_failure_is_marked_and_its_message_is_not_told(
     assert b"secret_rule" not in collector.sent
 
 
+@pytest.mark.own_database
 def test_a_try_that_is_repeated_is_told_by_itself(
     settings: Settings, db: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

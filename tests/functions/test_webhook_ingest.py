@@ -177,6 +177,7 @@ def test_only_the_service_may_run_it(client: TestClient, db: TestDatabase, carri
     assert queue(db) == [("pending", None)]
 
 
+@pytest.mark.own_database
 def test_a_claim_that_fails_is_500(client: TestClient, db: TestDatabase) -> None:
     db.rows("alter table webhook_queue rename column attempts to tries")
     response = client.post(PROCESS, headers=CRON)

@@ -12,6 +12,8 @@ from functions.migrations import SQL
 
 from ..support.database import TestDatabase
 
+pytestmark = pytest.mark.own_database
+
 SCHEDULE = (SQL / "supabase" / "pg_cron.sql").read_text()
 STAND_INS = {
     "pg_cron": """

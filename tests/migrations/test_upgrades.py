@@ -46,6 +46,7 @@ def older(
 
 
 @pytest.mark.parametrize("older", RELEASES, indirect=True)
+@pytest.mark.own_database
 def test_dialing_goes_on_while_a_database_of_an_older_release_is_migrated(
     server: PostgresServer, older: TestDatabase, template: str
 ) -> None:
@@ -71,6 +72,7 @@ def test_dialing_goes_on_while_a_database_of_an_older_release_is_migrated(
     assert schema(server, older.value("select current_database()")) == schema(server, template)
 
 
+@pytest.mark.own_database
 def test_a_migration_in_whose_way_somebody_is_lets_the_dialers_pass_and_is_tried_again(
     db: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_migration_in_whose_way_somebody_is_lets_the_dialers_pass_and_is_tried
     assert db.value("select count(*) from information_schema.columns where column_name = 'more'") == 1
 
 
+@pytest.mark.own_database
 def test_a_migration_that_never_gets_its_lock_says_so_and_leaves_nothing(
     db: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -279,6 +279,7 @@ def test_a_user_cannot_play_the_dialer_even_with_the_own_batch(db: TestDatabase,
     assert db.state() == before
 
 
+@pytest.mark.own_database
 def test_the_dialers_side_refuses_people_even_where_a_grant_slipped_through(db: TestDatabase) -> None:
     user, batch, _ = world(db)
     db.rows("grant execute on all functions in schema public, private to authenticated")

@@ -145,6 +145,7 @@ def test_wrong_counters_never_keep_a_batch_from_being_cancelled(db: TestDatabase
     db.rows("select private.recount_batch(%s)", batch)
 
 
+@pytest.mark.own_database
 def test_a_fresh_cancel_updates_heap_only(db: TestDatabase) -> None:
     """No index, nor an index's predicate, mentions what changes, and each page has room."""
     agency = db.agency()

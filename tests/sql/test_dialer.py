@@ -131,6 +131,7 @@ def test_numbers_out_of_range_are_refused_with_pt400(db: TestDatabase, arguments
     assert refused.value.sqlstate == "PT400"
 
 
+@pytest.mark.own_database
 def test_dialing_is_heap_only_for_contacts_in_their_turn(db: TestDatabase) -> None:
     batch = db.batch(db.agency())
     db.contacts(batch, pending=2_000)
@@ -417,6 +418,7 @@ def test_a_contact_behind_the_claim_cursor_is_still_called(db: TestDatabase) -> 
     assert [row["phone_number"] for row in claim(db)] == ["+15559999999"]
 
 
+@pytest.mark.own_database
 def test_a_batch_that_gets_contacts_while_it_is_looked_at_does_not_complete(db: TestDatabase) -> None:
     batch = db.batch(db.agency(), next_claim_at=None)
     db.contacts(batch, completed=1)

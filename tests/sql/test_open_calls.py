@@ -92,6 +92,7 @@ def test_a_batch_that_somebody_holds_keeps_nobody_from_asking(db: TestDatabase) 
         assert listed(db) == calls
 
 
+@pytest.mark.own_database
 def test_what_is_read_is_the_open_calls_alone(db: TestDatabase) -> None:
     batch, calls = in_progress(db, 10)
     age(db, 301, calls)

@@ -10,6 +10,8 @@ import pytest
 from ..support.database import Connection, TestDatabase
 from ..support.webhooks import Carrier, event
 
+pytestmark = pytest.mark.own_database
+
 TABLES = ("campaign_contacts", "calls", "contact_data", "call_batches", "webhook_queue")
 
 

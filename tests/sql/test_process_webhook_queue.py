@@ -332,6 +332,7 @@ def poison(db: TestDatabase, call: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.own_database
 def test_a_batch_that_is_poisoned_fails_alone_and_then_only_its_poisonous_event(db: TestDatabase) -> None:
     carrier, batch, calls = world(db, 3)
     other = db.batch(carrier.agency)
@@ -351,6 +352,7 @@ def test_a_batch_that_is_poisoned_fails_alone_and_then_only_its_poisonous_event(
     assert row == {"attempts": 2, "status": "failed"}
 
 
+@pytest.mark.own_database
 def test_tries_are_ever_farther_apart_until_the_event_is_dead(db: TestDatabase) -> None:
     carrier, _, (call,) = world(db)
     poison(db, call)
@@ -365,6 +367,7 @@ def test_tries_are_ever_farther_apart_until_the_event_is_dead(db: TestDatabase) 
     assert process(db) == {"processed": 0}
 
 
+@pytest.mark.own_database
 def test_a_replay_has_dead_events_applied_and_can_be_repeated(db: TestDatabase) -> None:
     carrier, batch, calls = world(db, 2)
     poison(db, calls[1])
@@ -427,6 +430,7 @@ def test_a_run_takes_so_many_events_and_the_oldest_first(db: TestDatabase) -> No
     assert db.statuses(batch) == {"completed": 5}
 
 
+@pytest.mark.own_database
 def test_a_group_of_events_changes_its_batch_once(db: TestDatabase) -> None:
     carrier, batch, calls = world(db, 20)
     carrier.tell(*(event(kind, call) for call in calls for kind in ("call.started", "call.ended")))
@@ -461,6 +465,7 @@ def test_a_batch_that_is_held_is_put_off_without_counting_as_an_attempt(db: Test
     assert db.statuses(batch) == {"completed": 1}
 
 
+@pytest.mark.own_database
 def test_a_run_that_takes_long_begins_no_further_batch(db: TestDatabase) -> None:
     """So that nobody waits long for the batches that it holds."""
     carrier = Carrier(db, db.agency())
@@ -476,6 +481,7 @@ def test_a_run_that_takes_long_begins_no_further_batch(db: TestDatabase) -> None
     assert [process(db) for _ in range(4)] == [{"processed": 1, "failed": 0}] * 3 + [{"processed": 0}]
 
 
+@pytest.mark.own_database
 def test_a_run_applies_something_however_long_it_looks_for_calls(db: TestDatabase) -> None:
     carrier, _, (call,) = world(db)
     carrier.tell(event("call.ended", call))

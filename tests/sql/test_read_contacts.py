@@ -11,6 +11,8 @@ import pytest
 from ..support.database import TestDatabase
 from .test_plans import flush, rows_read
 
+pytestmark = pytest.mark.own_database
+
 MAX_READ = 20_000
 STATISTICS = ["none", "of small batches", "of this batch"]
 

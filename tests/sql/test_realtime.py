@@ -14,6 +14,8 @@ from functions.migrations import SQL
 
 from ..support.database import TestDatabase
 
+pytestmark = pytest.mark.own_database
+
 REALTIME = """
 create schema realtime;
 grant usage on schema realtime to authenticated, anon;

@@ -152,6 +152,7 @@ def test_counters_that_cannot_be_right_are_counted(db: TestDatabase, wrong: str,
 
 
 @pytest.mark.parametrize("statistics", ["none", "of everything"])
+@pytest.mark.own_database
 def test_it_reads_neither_contacts_nor_the_history(db: TestDatabase, statistics: str) -> None:
     carrier = Carrier(db, db.agency())
     for table in TABLES:

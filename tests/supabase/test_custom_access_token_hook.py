@@ -16,6 +16,8 @@ from functions.migrations import SQL
 from ..support.database import TestDatabase
 from ..support.tokens import bearer, claims
 
+pytestmark = pytest.mark.own_database
+
 HOOK = (SQL / "supabase" / "custom_access_token_hook.sql").read_text()
 
 

@@ -35,20 +35,26 @@ def log_in_as(role: str, uri: str) -> str:
     return parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}").geturl()
 
 
+def connect(uri: str, **parameters: Any) -> Connection:
+    """A connection whose statements are transactions, and whose rows are dicts."""
+    return psycopg.connect(uri, autocommit=True, row_factory=dict_row, **parameters)
+
+
 class TestDatabase:
     """A database and its owner's connection, with short ways to fill and read it."""
 
     __test__ = False
 
-    def __init__(self, uri: str, functions_uri: str) -> None:
+    def __init__(self, uri: str, functions_uri: str, owner: Connection | None = None) -> None:
+        """owner: a connection that is there already."""
         self.uri = uri
         """As its owner: the SQL console."""
         self.functions_uri = functions_uri
         """As the functions reach it: as their login role, perhaps by a pooler."""
-        self.owner = self.connect()
+        self.owner = owner or self.connect()
 
     def connect(self, uri: str | None = None) -> Connection:
-        return psycopg.connect(uri or self.uri, autocommit=True, row_factory=dict_row)
+        return connect(uri or self.uri)
 
     def close(self) -> None:
         self.owner.close()
