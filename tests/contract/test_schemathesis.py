@@ -76,6 +76,8 @@ def an_import(db: TestDatabase, agency: UUID, batch: str) -> str:
     return str(id_)
 
 
+@pytest.mark.long
+@pytest.mark.one_postgres
 @pytest.mark.timeout(1200)
 def test_the_app_does_what_the_file_says(db: TestDatabase, settings: Settings, tmp_path: Path) -> None:
     world = a_world(db)

@@ -31,6 +31,8 @@ from ..support.platforms import PLATFORMS, REPOSITORY, aws_lambda
 from ..support.tokens import ISSUER, SECRET, bearer
 from ..support.webhooks import Carrier, queue
 
+pytestmark = [pytest.mark.long, pytest.mark.one_postgres]
+
 CANCEL = "/functions/v1/calls-batch-cancel"
 IMPORT = "/functions/v1/calls-batch-import"
 EXPORT = "/functions/v1/calls-batch-export"

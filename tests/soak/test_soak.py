@@ -9,7 +9,7 @@ import pytest
 from ..conftest import new_server
 from .soak import Plan, soak
 
-pytestmark = pytest.mark.one_postgres
+pytestmark = [pytest.mark.long, pytest.mark.one_postgres]
 
 
 def test_everything_at_once_keeps_every_promise(own_folder: Path) -> None:

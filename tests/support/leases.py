@@ -35,12 +35,21 @@ select c.oid::regclass::text as name
  order by 1
 """
 _WAS_WRITTEN = "select string_agg(concat(oid, ' ', xmin), ',' order by oid) from {} where oid >= 16384"
-_CHANGES = {
+_DATABASE = {
     # A catalog's row gets a new xmin when it is written; vacuum and analyze leave the xmin as it is.
     **{
         name: _WAS_WRITTEN.format(name)
         for name in (
-            *("pg_type", "pg_proc", "pg_constraint", "pg_trigger", "pg_policy", "pg_rewrite", "pg_extension"),
+            *(
+                "pg_type",
+                "pg_enum",
+                "pg_proc",
+                "pg_constraint",
+                "pg_trigger",
+                "pg_policy",
+                "pg_rewrite",
+                "pg_extension",
+            ),
             *("pg_event_trigger", "pg_attrdef", "pg_default_acl", "pg_operator", "pg_cast", "pg_language"),
         )
     },
@@ -51,6 +60,8 @@ _CHANGES = {
     "pg_class": "select string_agg(concat_ws(' ', oid, relname, relnamespace, relowner, relacl, reloptions, relchecks,"
     " relhastriggers, relrowsecurity, relforcerowsecurity), ',' order by oid) from pg_class where oid >= 16384",
     "migrations": "select string_agg(version, ',' order by version) from supabase_migrations.schema_migrations",
+}
+_SERVER = {
     "roles": "select string_agg(to_jsonb(r)::text, ',' order by oid) from pg_authid r where oid >= 16384",
     "members of roles": "select string_agg(concat_ws(' ', roleid, member, grantor, admin_option), ','"
     " order by roleid, member, grantor) from pg_auth_members where roleid >= 16384 or member >= 16384",
@@ -59,7 +70,6 @@ _CHANGES = {
     "settings of the server": "select string_agg(concat_ws(' ', name, setting), ',' order by seqno)"
     " from pg_file_settings where sourcefile like '%auto.conf'",
 }
-_STATE = ("select " + ", ".join(f'md5(({query})) as "{name}"' for name, query in _CHANGES.items())).encode()
 
 _OTHERS = "datname = current_database() and backend_type = 'client backend' and pid <> all (%s)"
 _END_OTHERS = f"select pg_terminate_backend(pid) from pg_stat_activity where {_OTHERS}"
@@ -76,6 +86,13 @@ select setval(seqrelid::regclass, seqstart, false)
 """
 
 
+State = dict[str, Any]
+
+
+def differences(before: State, after: State) -> list[str]:
+    return [name for name in before if before[name] != after[name]]
+
+
 class LeasedDatabase:
     """A migrated database: a connection of its owner, and the way back to its first state."""
 
@@ -88,18 +105,22 @@ class LeasedDatabase:
         tables = [row["name"] for row in self._rows(_TABLES)]
         self._seeds = {table: rows for table in tables if (rows := self._content(table))}
         self._others = [table for table in tables if table not in self._seeds]
-        self._state = self._rows(_STATE)[0]
+        self._state = self.state(_DATABASE)
 
     def clean(self) -> list[str]:
         """Delete the rows that a test left behind. Returns what else the test changed: if anything, the database is
         not clean and must not be leased again."""
         self._reset_owner()
         self._end_other_connections()
-        state = self._rows(_STATE)[0]
-        changed = [name for name, before in self._state.items() if state[name] != before]
+        changed = differences(self._state, self.state(_DATABASE))
         if not changed:
             self._restore_rows()
         return changed
+
+    def state(self, queries: dict[str, str]) -> State:
+        """The answers to queries, shortened, by the names of the queries."""
+        shortened = ", ".join(f'md5(({query})) as "{name}"' for name, query in queries.items())
+        return self._rows(f"select {shortened}")[0]
 
     def close(self) -> None:
         self.owner.close()
@@ -155,15 +176,17 @@ class DatabasePool:
         self._template = template
         self._numbers = count()
         self._idle: list[LeasedDatabase] = []
+        self._state: State | None = None
 
     @contextmanager
     def leased(self) -> Iterator[LeasedDatabase]:
         """A database in its first state. Raises AssertionError at the end when more than rows was changed."""
         database = self._idle.pop() if self._idle else self._new()
+        self._state = self._state or database.state(_SERVER)
         changed = ["everything: the test was interrupted"]
         try:
             yield database
-            changed = database.clean()
+            changed = database.clean() + self._server_changes(database)
         finally:
             if changed:
                 self._drop(database)
@@ -185,6 +208,11 @@ class DatabasePool:
     def close(self) -> None:
         while self._idle:
             self._drop(self._idle.pop())
+
+    def _server_changes(self, database: LeasedDatabase) -> list[str]:
+        """How the server differs from what it was after the test before."""
+        before, self._state = self._state or {}, database.state(_SERVER)
+        return differences(before, self._state)
 
     def _new(self) -> LeasedDatabase:
         name = f"test_{next(self._numbers)}"
