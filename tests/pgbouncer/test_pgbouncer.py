@@ -207,6 +207,7 @@ def test_callers_at_the_same_time_each_get_their_own(db: TestDatabase, client: T
 # Whatever happened to a request, it leaves nothing behind.
 
 
+@pytest.mark.own_database
 def test_a_request_that_fails_to_commit_leaves_nothing(db: TestDatabase, client: TestClient) -> None:
     case = Case(db)
     at_commit(db, "23514", 1)
