@@ -15,6 +15,8 @@ from functions.app import ROUTES
 
 SERVED = ("/functions/v1/", "/api/call/")
 """Under these paths are the functions."""
+ENDINGS = {"calls-batch-cancel": "cancelBatch", "calls-batch-pause": "pauseBatch", "stop-calling": "stopBatch"}
+"""The functions that end dialing without the app, too, and how (_shared/ending.ts)."""
 HEADER = "// Generated from functions/app.py by `make forwarders`.\n"
 
 
@@ -25,17 +27,22 @@ def forwarders() -> dict[str, str]:
         function = route.endpoint
         if isinstance(function, EdgeFunction) and route.path.startswith(SERVED):
             name = function.handler.__name__.replace("_", "-")
-            arguments = [name]
             path = route.path.partition("/{")[0]
+            options = []
             if path != f"/functions/v1/{name}":
-                arguments.append(path)
+                options.append(f'  path: "{path}",\n')
             if function.errors is error_envelope:
-                arguments.append("envelope")
-            quoted = ", ".join(f'"{argument}"' for argument in arguments)
-            found[name] = (
-                f'{HEADER}import {{ forward }} from "../_shared/forward.ts";\n\nDeno.serve(forward({quoted}));\n'
-            )
+                options.append('  errors: "envelope",\n')
+            if name in ENDINGS:
+                options.append(f"  ending: {ENDINGS[name]},\n")
+            found[name] = _index(name, "".join(options))
     return found
+
+
+def _index(name: str, options: str) -> str:
+    ending = f'import {{ {ENDINGS[name]} }} from "../_shared/ending.ts";\n' if name in ENDINGS else ""
+    given = f'"{name}", {{\n{options}}}' if options else f'"{name}"'
+    return f'{HEADER}{ending}import {{ forward }} from "../_shared/forward.ts";\n\nDeno.serve(forward({given}));\n'
 
 
 def write(folder: Path) -> None:

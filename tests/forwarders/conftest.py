@@ -53,13 +53,13 @@ class Project:
 
 @pytest.fixture(scope="session")
 def deno_project() -> Iterator[Project]:
-    # All that the forwarders may do: read two secrets, and reach the app.
+    # All that the forwarders may do: read their settings, and reach the app and PostgREST.
     script = Script(
         "--no-config",
         "--no-npm",
         "--no-remote",
         "--allow-net",
-        "--allow-env=LASTCALL_URL,LASTCALL_TIMEOUT_S",
+        "--allow-env=LASTCALL_URL,LASTCALL_TIMEOUT_S,SUPABASE_URL,SUPABASE_ANON_KEY,SUPABASE_PUBLISHABLE_KEYS",
         f"--allow-read={ROOT / 'supabase' / 'functions'}",
         str(FORWARDERS / "project.ts"),
     )

@@ -1,6 +1,8 @@
 // Passes what a function of the project is asked on to the app, and the app's
 // answer back: Supabase's edge runtime runs Deno, and the app is Python.
-// Web APIs alone: nothing to import, hence nothing to fetch or to update.
+// Web APIs alone: nothing to fetch or to update.
+
+import { end, type Ending } from "./ending.ts";
 
 /** The body of an error: `{success, error, code}`, or stop-calling's envelope. */
 export type Errors = "plain" | "envelope";
@@ -45,6 +47,22 @@ const REQUEST_ID = /^[A-Za-z0-9._:/+=-]{1,128}$/;
 /** Supabase waits 150 seconds for an answer to begin; ours comes before that. */
 const TIMEOUT_S = 140;
 
+/** An ending is not kept waiting: this long after the request, it is done otherwise. */
+const ENDING_TIMEOUT_S = 20;
+
+/** As in the app: an ending has a small body. */
+const MAX_ENDING_BYTES = 65_536;
+
+/** What is special about a function. */
+interface Options {
+  /** Where the app has the function. */
+  path?: string;
+  /** The body of an error that the forwarder makes. */
+  errors?: Errors;
+  /** How to end a batch when the app is out of reach. */
+  ending?: Ending;
+}
+
 /** Why a request has no answer of the app. */
 class Failure extends Error {
   constructor(
@@ -68,30 +86,28 @@ class Failure extends Error {
  * 504 `app_timeout` (no answer begun LASTCALL_TIMEOUT_S seconds after the
  * request) or 508 `forwarding_loop`.
  *
+ * An ending (cancel, stop, pause) does not need the app: when it is out of reach,
+ * or answers 502 to 504, the procedure is called by the project's PostgREST. Both
+ * get one Idempotency-Key, so that the batch is ended once.
+ *
  * @param name The function's name.
- * @param path Where the app has it.
- * @param errors The body of those answers.
  */
 export function forward(
   name: string,
-  path = `/functions/v1/${name}`,
-  errors: Errors = "plain",
+  { path = `/functions/v1/${name}`, errors = "plain", ending }: Options = {},
 ): (request: Request) => Promise<Response> {
   return async (request) => {
     const given = request.headers.get("x-request-id") ?? "";
     const requestId = REQUEST_ID.test(given) ? given : crypto.randomUUID();
     try {
-      return await pass(request, name, path, requestId);
+      return ending && request.method === "POST"
+        ? await passOrEnd(request, name, path, requestId, ending)
+        : await pass(request, name, path, requestId);
     } catch (error) {
       if (request.signal.aborted) {
         return new Response(null, { status: 499 }); // nobody is left to see it
       }
-      const failure = error instanceof Failure ? error : new Failure(
-        500,
-        "internal_error",
-        "Failed to forward the request",
-        error instanceof Error ? error.name : "",
-      );
+      const failure = failureOf(error);
       log(failure, name, requestId);
       // A browser whose preflight fails does not show what was the matter.
       return isPreflight(request)
@@ -101,14 +117,90 @@ export function forward(
   };
 }
 
+function failureOf(error: unknown): Failure {
+  if (error instanceof Failure) return error;
+  const reason = error instanceof Error ? error.name : "";
+  return new Failure(
+    500,
+    "internal_error",
+    "Failed to forward the request",
+    reason,
+  );
+}
+
+/** The app's answer to an ending, or else the database's, or else why there is none. */
+async function passOrEnd(
+  request: Request,
+  name: string,
+  path: string,
+  requestId: string,
+  ending: Ending,
+): Promise<Response> {
+  const key = request.headers.get("idempotency-key") ?? crypto.randomUUID();
+  const body = await bodyOf(request);
+  const headers = new Headers(request.headers);
+  headers.set("idempotency-key", key);
+  const again = new Request(request.url, {
+    method: "POST",
+    headers,
+    body,
+    signal: request.signal,
+  });
+  let answer: Response | undefined;
+  let failure: Failure | undefined;
+  try {
+    answer = await pass(again, name, path, requestId, ENDING_TIMEOUT_S);
+    if (![502, 503, 504].includes(answer.status)) return answer;
+  } catch (error) {
+    failure = failureOf(error);
+    if (request.signal.aborted || failure.status === 404) throw error;
+  }
+  const ended = await end(ending, request, body, key, requestId);
+  if (ended) {
+    await answer?.body?.cancel();
+    const reason = new Failure(
+      ended.status,
+      failure?.code ?? `app_answered_${answer?.status}`,
+      "",
+      failure?.reason,
+    );
+    log(reason, name, requestId, "answered without the app");
+    for (const [header, value] of Object.entries(ownHeaders(requestId))) {
+      ended.headers.set(header, value);
+    }
+    ended.headers.set("cache-control", "no-store");
+    return ended;
+  }
+  if (answer) return answer;
+  throw failure;
+}
+
+async function bodyOf(request: Request): Promise<Uint8Array<ArrayBuffer>> {
+  const parts: Uint8Array[] = [];
+  let size = 0;
+  for await (const part of request.body ?? []) {
+    size += part.length;
+    if (size > MAX_ENDING_BYTES) {
+      throw new Failure(
+        413,
+        "body_too_large",
+        `Body must have at most ${MAX_ENDING_BYTES} bytes`,
+      );
+    }
+    parts.push(part);
+  }
+  return new Uint8Array(await new Blob(parts as BlobPart[]).arrayBuffer());
+}
+
 async function pass(
   request: Request,
   name: string,
   path: string,
   requestId: string,
+  atMostS = Infinity,
 ): Promise<Response> {
   const url = appUrl(request, name, path);
-  const seconds = timeoutS();
+  const seconds = Math.min(timeoutS(), atMostS);
   const stop = new AbortController();
   let late = false;
   const timer = setTimeout(() => {
@@ -275,10 +367,15 @@ function reason(error: unknown): string {
   return / client error .*$/.exec(cause.message)?.[0].trim() ?? error.name;
 }
 
-function log(failure: Failure, name: string, requestId: string): void {
+function log(
+  failure: Failure,
+  name: string,
+  requestId: string,
+  message = "request not forwarded",
+): void {
   console.error(JSON.stringify({
     level: "error",
-    message: "request not forwarded",
+    message,
     function: name,
     request_id: requestId,
     status: failure.status,

@@ -1,4 +1,7 @@
 // Generated from functions/app.py by `make forwarders`.
 import { forward } from "../_shared/forward.ts";
 
-Deno.serve(forward("start-calling", "/api/call/start-calling", "envelope"));
+Deno.serve(forward("start-calling", {
+  path: "/api/call/start-calling",
+  errors: "envelope",
+}));

@@ -1,0 +1,275 @@
+// Ends a batch when the app is out of reach: calls the same procedure by the
+// project's own PostgREST, with the user's token, and answers as the app does.
+
+/** What an ending function needs of its request, and what it answers. */
+export interface Ending {
+  /** The procedure, in the schema public. */
+  procedure: string;
+  /** The fields of the body: the procedure's arguments and their types. */
+  fields: Record<string, Field>;
+  /** The message of a 500. */
+  failure: string;
+  /** The body of a success, from the procedure's row. */
+  answer: (row: Row) => unknown;
+  /** The body of an error. */
+  error: (status: number, message: string, details: Row) => unknown;
+}
+
+interface Field {
+  argument: string;
+  type: "uuid" | "str" | "bool";
+  required?: boolean;
+}
+
+type Row = Record<string, unknown>;
+
+const UUID = /^[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}$/i;
+const REASON: Field = { argument: "reason", type: "str" };
+
+function changeOf(procedure: string): Ending {
+  return {
+    procedure,
+    fields: {
+      batch_id: { argument: "batch_id", type: "uuid", required: true },
+      reason: REASON,
+    },
+    failure: "Failed to update batch status",
+    answer: (row) => row,
+    error: (_status, message, details) => ({
+      success: false,
+      error: message,
+      ...details,
+    }),
+  };
+}
+
+export const cancelBatch = changeOf("cancel_batch");
+export const pauseBatch = changeOf("pause_batch");
+export const stopBatch: Ending = {
+  procedure: "stop_batch",
+  fields: {
+    batchId: { argument: "batch_id", type: "str", required: true },
+    userId: { argument: "user_id", type: "str", required: true },
+    skipRemaining: { argument: "skip_remaining", type: "bool" },
+    reason: REASON,
+  },
+  failure: "Failed to stop calling service or call queue",
+  answer: ({ batch_id, status }) => ({
+    message: "",
+    status: true,
+    code: 200,
+    errorMessage: "",
+    data: { batchId: batch_id, status },
+  }),
+  error: (status, message) => ({
+    message: "",
+    status: false,
+    code: status,
+    errorMessage: message,
+    data: {},
+  }),
+};
+
+/** A refusal, as the app words it. */
+class Refusal extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+    readonly details: Row,
+    readonly headers: Record<string, string> = {},
+  ) {
+    super(message);
+  }
+}
+
+/**
+ * The answer to a request for an ending, without the app.
+ *
+ * @param request The request, whose body was read.
+ * @param body The request's body.
+ * @param key The Idempotency-Key that the app was given, too: had the app done
+ * it, the procedure gives that answer again.
+ * @returns null when PostgREST is out of reach, too, or not configured.
+ */
+export async function end(
+  ending: Ending,
+  request: Request,
+  body: Uint8Array,
+  key: string,
+  requestId: string,
+): Promise<Response | null> {
+  const url = Deno.env.get("SUPABASE_URL");
+  const apiKey = publishableKey();
+  if (!url || !apiKey) return null;
+  try {
+    const headers = {
+      apikey: apiKey,
+      authorization: `Bearer ${bearer(request)}`,
+      "content-type": "application/json",
+      "x-request-id": requestId,
+    };
+    const given = { ...argumentsOf(ending, body), idempotency_key: key };
+    const row = await call(ending, url, headers, given);
+    return row && Response.json(ending.answer(row));
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    const { status, message, details, headers } = error;
+    return Response.json(ending.error(status, message, details), {
+      status,
+      headers,
+    });
+  }
+}
+
+async function call(
+  ending: Ending,
+  url: string,
+  headers: Record<string, string>,
+  given: Row,
+): Promise<Row | null> {
+  let answer: Response;
+  let found: Row;
+  try {
+    answer = await fetch(`${url}/rest/v1/rpc/${ending.procedure}`, {
+      method: "POST",
+      headers,
+      body: JSON.stringify(given),
+      signal: AbortSignal.timeout(60_000),
+    });
+    found = await answer.json();
+  } catch {
+    return null;
+  }
+  if (answer.ok) return found;
+  throw refusal(ending, answer.status, found);
+}
+
+/** What PostgREST's error is as the app's. */
+function refusal(ending: Ending, status: number, error: Row): Refusal {
+  const sqlstate = String(error.code ?? "");
+  if (sqlstate.startsWith("PT")) {
+    const details = JSON.parse(String(error.details ?? "{}"));
+    const headers = headersOf(status, details.retry_after);
+    return new Refusal(status, String(error.message), details, headers);
+  }
+  if (sqlstate.startsWith("PGRST30")) {
+    const expired = String(error.message).includes("expired");
+    return unauthorized(expired ? "Token has expired" : "Invalid token");
+  }
+  if (
+    /^(PGRST00|08|53|57P)/.test(sqlstate) || [502, 503, 504].includes(status)
+  ) {
+    return new Refusal(503, "The database is out of reach; try again", {
+      code: "database_unavailable",
+    }, headersOf(503, 2));
+  }
+  return new Refusal(500, ending.failure, { code: "internal_error" });
+}
+
+function headersOf(status: number, retryAfter?: unknown) {
+  const headers: Record<string, string> = {};
+  if (status === 401) headers["www-authenticate"] = "Bearer";
+  if (retryAfter !== undefined) headers["retry-after"] = String(retryAfter);
+  return headers;
+}
+
+function unauthorized(message: string): Refusal {
+  return new Refusal(401, message, { code: "unauthorized" }, headersOf(401));
+}
+
+/** The user's token. PostgREST verifies it. */
+function bearer(request: Request): string {
+  const authorization = request.headers.get("authorization");
+  if (authorization === null) {
+    throw unauthorized("Missing authorization header");
+  }
+  const token = /^bearer +(\S.*)$/i.exec(authorization)?.[1].trim();
+  if (!token) throw unauthorized("Invalid authorization header");
+  if (token.startsWith("sb_")) {
+    throw unauthorized(
+      "An API key is not a user token: send the signed-in user's access token",
+    );
+  }
+  // PostgREST would take a secret key, and anybody's anonymous key.
+  if (roleOf(token) !== "authenticated") throw unauthorized("Not a user token");
+  return token;
+}
+
+function roleOf(token: string): unknown {
+  try {
+    const payload = token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/");
+    return JSON.parse(atob(payload)).role ?? "authenticated";
+  } catch {
+    throw unauthorized("Invalid token");
+  }
+}
+
+/** The procedure's arguments, from the request's body. */
+function argumentsOf(ending: Ending, body: Uint8Array): Row {
+  const given = parse(body);
+  const found: Row = {};
+  for (const [name, field] of Object.entries(ending.fields)) {
+    const value = given[name];
+    if (value === undefined) {
+      if (!field.required) continue;
+      throw new Refusal(400, `${name} is required`, {
+        code: `${name}_required`,
+      });
+    }
+    if (value === null && field.type === "str" && !field.required) continue;
+    const type = typeOf(value);
+    const wanted = field.type === "bool" ? "bool" : "str";
+    if (type !== wanted) {
+      throw invalid(
+        `Expected \`${named(field)}\`, got \`${type}\` - at \`$.${name}\``,
+      );
+    }
+    if (field.type === "uuid" && !UUID.test(String(value))) {
+      throw invalid(`Invalid UUID - at \`$.${name}\``);
+    }
+    found[field.argument] = value;
+  }
+  return found;
+}
+
+/** The type of a field, as the app's messages name it. */
+function named({ type, required }: Field): string {
+  return type === "str" && !required ? "str | null" : type;
+}
+
+function parse(body: Uint8Array): Row {
+  let given: unknown;
+  try {
+    given = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(body));
+  } catch {
+    throw invalid("Body must be a JSON object");
+  }
+  const type = typeOf(given);
+  if (type !== "object") throw invalid(`Expected \`object\`, got \`${type}\``);
+  return given as Row;
+}
+
+function invalid(message: string): Refusal {
+  return new Refusal(400, message, { code: "invalid_body" });
+}
+
+/** The type of a JSON value, as the app's messages name it. */
+function typeOf(value: unknown): string {
+  if (value === null) return "null";
+  if (Array.isArray(value)) return "array";
+  if (typeof value === "number") {
+    return Number.isInteger(value) ? "int" : "float";
+  }
+  return { string: "str", boolean: "bool" }[typeof value as string] ?? "object";
+}
+
+/** The project's key for browsers: one of the new ones, or the former one. */
+function publishableKey(): string | undefined {
+  try {
+    const keys = JSON.parse(Deno.env.get("SUPABASE_PUBLISHABLE_KEYS") ?? "{}");
+    return keys.default ?? Object.values(keys)[0] ??
+      Deno.env.get("SUPABASE_ANON_KEY");
+  } catch {
+    return Deno.env.get("SUPABASE_ANON_KEY");
+  }
+}
