@@ -254,9 +254,11 @@ class RequestContext:
                 await self.app(scope, receive, send_with_headers)
             finally:
                 route = getattr(scope.get("route"), "path", None)
+                # A method may be any word that somebody sends.
+                method = scope["method"] if scope["method"] in _KNOWN_METHODS else "other"
                 fields = {
                     "request_id": request_id,
-                    "method": scope["method"],
+                    "method": method,
                     "route": route,
                     "status": status,
                     "duration_ms": round((time.perf_counter() - started) * 1000, 1),
@@ -265,7 +267,7 @@ class RequestContext:
                 logger.info("request", extra={"fields": fields})
                 operation.name = getattr(scope.get("endpoint"), "name", _NO_FUNCTION)
                 operation.outcome = getattr(request.state, "code", "") or ("ok" if status else "abandoned")
-                operation.details["method"] = scope["method"] if scope["method"] in _KNOWN_METHODS else "other"
+                operation.details["method"] = method
                 operation.details["status"] = status
                 if route is not None:
                     operation.details["route"] = route  # as the app names it: the path itself may hold a secret

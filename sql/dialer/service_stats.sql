@@ -30,7 +30,7 @@ set enable_bitmapscan = off  -- or all calls of a batch would be sorted to find 
 as $$
 declare
   v_now   timestamptz := clock_timestamp();
-  v_since timestamptz := v_now - interval '1 day';
+  v_since timestamptz := v_now - interval '24 hours';
 begin
   perform private.require_service();
 

@@ -13,7 +13,7 @@ declare
   v_started_at timestamptz;
 begin
   if p_others < 0 then
-    return p_now + interval '1 day';
+    return p_now + interval '24 hours';
   end if;
   select k.started_at into v_started_at
     from public.campaign_contacts c
@@ -21,11 +21,11 @@ begin
    cross join lateral (
      select k.agency_id, k.started_at from public.calls k where k.contact_id = c.id offset 0) k
    where c.agency_id = p_agency_id and c.phone_number = p_phone_number
-     and k.agency_id = p_agency_id and k.started_at > p_now - interval '1 day'
+     and k.agency_id = p_agency_id and k.started_at > p_now - interval '24 hours'
    order by k.started_at desc
    offset p_others
    limit 1;
-  return coalesce(v_started_at + interval '1 day', p_now);
+  return coalesce(v_started_at + interval '24 hours', p_now);
 end;
 $$;
 

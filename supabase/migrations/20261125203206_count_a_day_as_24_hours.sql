@@ -1,0 +1,383 @@
+-- Who is in the way of this is not made to wait for long: it gives up, and is run again.
+set local lock_timeout = '500ms';
+
+-- file: dialer/start_call.sql e4ccb3b42b69088c27f01ad71f11d026d24d20eb3599a4d1d1054f3cfba36484
+-- When a number of the agency, with p_others calls in 24 hours beside it, may be called (p_now: at once).
+create or replace function private.number_free_at(
+  p_agency_id uuid, p_phone_number text, p_others integer, p_now timestamptz)
+returns timestamptz
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+declare
+  v_started_at timestamptz;
+begin
+  if p_others < 0 then
+    return p_now + interval '24 hours';
+  end if;
+  select k.started_at into v_started_at
+    from public.campaign_contacts c
+   -- Fenced: by its index alone, not by the agency's key.
+   cross join lateral (
+     select k.agency_id, k.started_at from public.calls k where k.contact_id = c.id offset 0) k
+   where c.agency_id = p_agency_id and c.phone_number = p_phone_number
+     and k.agency_id = p_agency_id and k.started_at > p_now - interval '24 hours'
+   order by k.started_at desc
+   offset p_others
+   limit 1;
+  return coalesce(v_started_at + interval '24 hours', p_now);
+end;
+$$;
+
+revoke execute on function private.number_free_at(uuid, text, integer, timestamptz) from public;
+comment on function private.number_free_at(uuid, text, integer, timestamptz) is 'When a number may be called again.';
+
+-- Those of a locked batch's leased calls that must not be placed now, and when they may be: outside the calling
+-- hours of where the contact is, or a number that has had its most calls in 24 hours. due_at null: never, the
+-- number is on the do-not-call list.
+create or replace function private.find_withheld(
+  p_batch public.call_batches, p_leased private.leased_call[], p_now timestamptz)
+returns table (call_id bigint, contact_id bigint, due_at timestamptz)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+#variable_conflict use_column
+begin
+  if p_batch.max_calls_per_number is not null then
+    -- Two batches that call the same number take turns here, in the order of the numbers, so that the
+    -- second one counts the first one's call.
+    insert into private.dialed_numbers as d (agency_id, phone_number)
+    select p_batch.agency_id, l.phone_number
+      from unnest(p_leased) l
+     group by l.phone_number
+     order by l.phone_number
+        on conflict (agency_id, phone_number) do update set phone_number = excluded.phone_number;
+  end if;
+
+  return query
+    select j.call_id, j.contact_id, case when not j.is_do_not_call then greatest(j.opens_at, j.free_at) end
+      from (
+        select l.call_id, l.contact_id,
+               -- With limits: each by its key, and never by reading the whole list.
+               coalesce((select true from public.do_not_call n
+                          where n.agency_id = p_batch.agency_id and n.phone_number = l.phone_number
+                          limit 1), false) as is_do_not_call,
+               case when p_batch.calling_start is not null or p_batch.allowed_days is not null then
+                 private.next_calling_time(p_batch.calling_start, p_batch.calling_end, p_batch.allowed_days,
+                   coalesce(l.timezone, p_batch.timezone), p_now) end as opens_at,
+               case when p_batch.max_calls_per_number is not null then
+                 private.number_free_at(p_batch.agency_id, l.phone_number, p_batch.max_calls_per_number
+                   - (row_number() over (partition by l.phone_number order by l.call_id))::integer, p_now) end as free_at
+          from unnest(p_leased) l) j
+     where j.is_do_not_call or greatest(j.opens_at, j.free_at) > p_now;
+end;
+$$;
+
+revoke execute on function private.find_withheld(public.call_batches, private.leased_call[], timestamptz) from public;
+comment on function private.find_withheld(public.call_batches, private.leased_call[], timestamptz) is
+  'Leased calls that must not be placed now.';
+
+-- The last gate before the carrier: of these calls, let those through that may be placed now,
+-- and count the attempt. A call passes while its batch is processing, its lease runs, the number is not on
+-- the do-not-call list, the calling hours where the contact is have not ended, and the number has
+-- calls left. The contact of a call that is withheld is skipped (do not call) or waits until it may be called.
+-- Returns the ids of the calls to place; a call that is not among them must not be placed.
+-- Since cancel and stop hold the same lock, whatever has not passed when they commit never will.
+-- Raises PT401, PT403 (not a service or console), PT404.
+create or replace function private.start_call(p_agency_id uuid, p_batch_id uuid, p_call_ids bigint[])
+returns setof bigint
+language plpgsql volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+as $$
+declare
+  v_batch       public.call_batches;
+  v_now         timestamptz;
+  v_leased      private.leased_call[];
+  v_withheld    record;
+  v_skipped     integer := 0;
+  v_delayed     integer := 0;
+  v_due_at      timestamptz;
+  v_call_ids    bigint[];
+  v_contact_ids bigint[];
+  v_first       bigint;
+  v_last        bigint;
+begin
+  perform private.require_service();
+  v_batch := private.lock_batch(p_agency_id, p_batch_id);
+  v_now := clock_timestamp();
+  if v_batch.status <> 'processing' then
+    return;
+  end if;
+
+  v_leased := array(
+    select (k.id, k.contact_id, c.phone_number, c.timezone)::private.leased_call
+      from (select distinct u.id from unnest(p_call_ids) as u (id)) u
+     -- Each by its key: a join can be planned to read the whole batch.
+     cross join lateral (
+       select k.id, k.contact_id
+         from public.calls k
+        where k.agency_id = p_agency_id and k.batch_id = p_batch_id and k.id = u.id
+          -- As text: not by the index of open calls, which would read all leases of the batch.
+          and k.status::text = 'queued' and k.lease_expires_at > v_now
+        limit 1) k
+     cross join lateral (
+       select c.phone_number, c.timezone
+         from public.campaign_contacts c
+        where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = k.contact_id
+        limit 1) c);
+  for v_withheld in select w.* from private.find_withheld(v_batch, v_leased, v_now) w loop
+    delete from public.calls c
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_withheld.call_id;
+    update public.campaign_contacts c
+       set status = case when v_withheld.due_at is null then 'skipped'
+                         when c.attempts > 0 then 'scheduled'
+                         else 'pending' end::public.contact_status,
+           due_at = v_withheld.due_at,
+           outcome = case when v_withheld.due_at is null then 'do_not_call' else c.outcome end,
+           outcome_notes = case when v_withheld.due_at is null then 'On the do-not-call list' else c.outcome_notes end
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_withheld.contact_id;
+    v_skipped := v_skipped + (v_withheld.due_at is null)::integer;
+    v_delayed := v_delayed + (v_withheld.due_at is not null)::integer;
+    v_due_at := least(v_due_at, v_withheld.due_at);
+  end loop;
+
+  select min(u.id), max(u.id) into v_first, v_last from unnest(p_call_ids) as u (id);
+  with started as (
+    update public.calls c
+       set status = 'in_progress',
+           started_at = v_now
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id
+       -- The calls of one claim are neighbours in their batch.
+       and c.id between v_first and v_last and c.id = any (p_call_ids)
+       and c.status::text = 'queued' and c.lease_expires_at > v_now
+    returning c.id, c.contact_id)
+  select array_agg(s.id order by s.id), array_agg(s.contact_id order by s.id)
+    into v_call_ids, v_contact_ids
+    from started s;
+
+  for v_first, v_last in
+    select min(i.id), max(i.id)
+      from (select u.id, u.id - row_number() over (order by u.id) as run
+              from unnest(v_contact_ids) as u (id)) i
+     group by i.run
+  loop
+    update public.campaign_contacts c
+       set status = 'in_progress',
+           attempts = c.attempts + 1,
+           call_id = v_call_ids[array_position(v_contact_ids, c.id)],
+           last_attempt_at = v_now
+     where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id between v_first and v_last;
+  end loop;
+
+  update public.call_batches b
+     set queued = b.queued - coalesce(cardinality(v_call_ids), 0) - v_skipped - v_delayed,
+         in_progress = b.in_progress + coalesce(cardinality(v_call_ids), 0),
+         skipped = b.skipped + v_skipped,
+         next_claim_at = case when v_delayed > 0 then least(b.next_claim_at, v_due_at) else b.next_claim_at end
+   where b.agency_id = p_agency_id and b.id = p_batch_id
+     and (v_call_ids is not null or v_skipped + v_delayed > 0);
+  return query select unnest(v_call_ids);
+end;
+$$;
+
+revoke execute on function private.start_call(uuid, uuid, bigint[]) from public;
+grant  execute on function private.start_call(uuid, uuid, bigint[]) to service_role, lastcall_admin;
+comment on function private.start_call(uuid, uuid, bigint[]) is 'public.start_call, for a batch of a known agency.';
+
+-- The door to private.start_call. call_ids: as claimed, all of batch_id.
+create or replace function public.start_call(batch_id uuid, call_ids bigint[])
+returns setof bigint
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select private.start_call(private.find_batch_agency(batch_id), batch_id, call_ids)
+$$;
+
+revoke execute on function public.start_call(uuid, bigint[]) from public, anon, authenticated;
+grant  execute on function public.start_call(uuid, bigint[]) to service_role, lastcall_admin;
+comment on function public.start_call(uuid, bigint[]) is
+  'The last gate before the carrier: returns the calls that may be placed now.';
+
+-- file: dialer/service_stats.sql cd8194870ae8890a17fcac3b68987a24ce4a3ddeca126ffb772c702fe2065ce6
+
+-- How the service is doing, as numbers for an operator and for /metrics:
+--   batches                  by status, those that are not over
+--   batches_ended            by status, those that ended in the last 24 hours
+--   contacts                 by status, of batches that are not over, by their counters; scheduled ones count as pending
+--   open_calls               by status: leases (queued), calls in progress, calls that nobody could tell of (unknown)
+--   unknown_calls            by how long ago they were started: under_5m, under_1h, over_1h
+--   oldest_call_seconds      by status: since start_call let the oldest open one through
+--   webhooks                 by status: pending, failed (to be tried again), dead; counted to 10,000, of those due first
+--   oldest_webhook_seconds   by status: since the oldest of these came
+--   calls_started_after_end  must be 0. cancel: of the 100 batches cancelled last, stop: of the 100 stopped last that
+--                            still are, in 24 hours: calls among the newest 200 of each that started later than that.
+--                            What was claimed after the end is the newest of its batch, hence among them.
+--   unbalanced_batches       must be 0: batches not over, ended in the last 24 hours or with open calls, whose counters
+--                            cannot be right: one is negative, they add up to more than the total, or queued and in
+--                            progress are not as many as there are open calls. private.check_counters() reads the
+--                            contacts, too.
+-- Every number is there, also where it is 0. Reads the batches that it tells of and the calls that are open, and
+-- neither contacts nor the history, however long that is; takes no lock.
+-- Raises PT401, PT403 (not a service or console).
+create or replace function private.service_stats()
+returns setof public.service_stat
+language plpgsql stable
+security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- as in claim_batch
+set enable_seqscan = off
+set enable_bitmapscan = off  -- or all calls of a batch would be sorted to find the newest
+as $$
+declare
+  v_now   timestamptz := clock_timestamp();
+  v_since timestamptz := v_now - interval '24 hours';
+begin
+  perform private.require_service();
+
+  -- One statement: what it compares is of one moment.
+  return query
+    with batch as materialized (
+      select b.* from public.call_batches b where b.status in ('pending', 'scheduled', 'processing')
+       union all
+      select b.* from public.call_batches b where b.status in ('paused', 'stopped')
+       union all
+      select b.* from public.call_batches b
+       where b.completed_at > v_since and b.status in ('completed', 'failed', 'cancelled')),
+    running as (
+      select b.* from batch b where b.status not in ('completed', 'failed', 'cancelled')),
+    open_call as materialized (
+      select c.agency_id, c.batch_id, c.status, extract(epoch from v_now - c.started_at)::double precision as age
+        from public.calls c
+       where c.status in ('queued', 'in_progress', 'unknown')),
+    webhook as materialized (
+      (select q.status, extract(epoch from v_now - q.created_at)::double precision as age
+         from public.webhook_queue q
+        where q.next_retry_at is not null
+        order by q.next_retry_at
+        limit 10000)
+       union all
+      (select q.status, extract(epoch from v_now - q.created_at)::double precision
+         from public.webhook_queue q
+        where q.status = 'dead'
+        order by q.agency_id, q.id
+        limit 10000)),
+    ended as (
+      (select 'cancel' as how, b.agency_id, b.id, b.completed_at as at
+         from batch b
+        where b.status = 'cancelled'
+        order by b.completed_at desc
+        limit 100)
+       union all
+      (select 'stop', b.agency_id, b.id, b.stopped_at
+         from batch b
+        where b.status = 'stopped' and b.stopped_at > v_since
+        order by b.stopped_at desc
+        limit 100)),
+    late_call as (
+      select e.how
+        from ended e
+       -- As in claim_batch: backwards by the key.
+       cross join lateral (
+         select c.started_at
+           from public.calls c
+          where c.agency_id = e.agency_id and c.batch_id = e.id
+          order by c.agency_id desc, c.batch_id desc, c.id desc
+          limit 200) c
+       where c.started_at > e.at),
+    counted as (
+      select o.agency_id, o.batch_id,
+             count(*) filter (where o.status = 'queued') as queued,
+             count(*) filter (where o.status <> 'queued') as in_progress
+        from open_call o
+       group by o.agency_id, o.batch_id),
+    booked as (
+      select b.agency_id, b.id, b.total_contacts, b.queued, b.in_progress, b.completed, b.failed, b.skipped
+        from batch b
+       union
+      select b.agency_id, b.id, b.total_contacts, b.queued, b.in_progress, b.completed, b.failed, b.skipped
+        from counted n
+       cross join lateral (
+         select b.* from public.call_batches b where b.agency_id = n.agency_id and b.id = n.batch_id limit 1) b)
+
+    select 'batches', s.status::text, count(b.id)::double precision
+      from unnest('{pending,scheduled,processing,paused,stopped}'::public.batch_status[]) as s (status)
+      left join running b on b.status = s.status
+     group by s.status
+     union all
+    select 'batches_ended', s.status::text, count(b.id)::double precision
+      from unnest('{completed,failed,cancelled}'::public.batch_status[]) as s (status)
+      left join batch b on b.status = s.status
+     group by s.status
+     union all
+    select 'contacts', s.status, coalesce(sum(v.contacts), 0)::double precision
+      from (values ('pending'), ('queued'), ('in_progress'), ('completed'), ('failed'), ('skipped')) as s (status)
+      left join (
+        select c.status, c.contacts
+          from running b
+         cross join lateral (
+           values ('pending', b.total_contacts - b.queued - b.in_progress - b.completed - b.failed - b.skipped),
+                  ('queued', b.queued), ('in_progress', b.in_progress), ('completed', b.completed),
+                  ('failed', b.failed), ('skipped', b.skipped)) as c (status, contacts)) v on v.status = s.status
+     group by s.status
+     union all
+    select 'open_calls', s.status::text, count(o.batch_id)::double precision
+      from unnest('{queued,in_progress,unknown}'::public.call_status[]) as s (status)
+      left join open_call o on o.status = s.status
+     group by s.status
+     union all
+    select 'unknown_calls', g.label, count(o.batch_id)::double precision
+      from (values ('under_5m', '-infinity'::double precision, 300::double precision), ('under_1h', 300, 3600),
+                   ('over_1h', 3600, 'infinity')) as g (label, low, high)
+      left join open_call o on o.status = 'unknown' and o.age >= g.low and o.age < g.high
+     group by g.label
+     union all
+    select 'oldest_call_seconds', s.status::text, greatest(coalesce(max(o.age), 0), 0)
+      from unnest('{in_progress,unknown}'::public.call_status[]) as s (status)
+      left join open_call o on o.status = s.status
+     group by s.status
+     union all
+    select w.name, s.status::text,
+           case w.name when 'webhooks' then count(q.status) else greatest(coalesce(max(q.age), 0), 0) end
+      from unnest('{pending,failed,dead}'::public.webhook_status[]) as s (status)
+     cross join (values ('webhooks'), ('oldest_webhook_seconds')) as w (name)
+      left join webhook q on q.status = s.status
+     group by w.name, s.status
+     union all
+    select 'calls_started_after_end', e.how, count(l.how)::double precision
+      from (values ('cancel'), ('stop')) as e (how)
+      left join late_call l on l.how = e.how
+     group by e.how
+     union all
+    select 'unbalanced_batches', '', count(*)::double precision
+      from booked b
+      left join counted n on n.agency_id = b.agency_id and n.batch_id = b.id
+     where least(b.queued, b.in_progress, b.completed, b.failed, b.skipped) < 0
+        or b.queued + b.in_progress + b.completed + b.failed + b.skipped > b.total_contacts
+        or b.queued <> coalesce(n.queued, 0) or b.in_progress <> coalesce(n.in_progress, 0);
+end;
+$$;
+
+revoke execute on function private.service_stats() from public;
+grant  execute on function private.service_stats() to service_role, lastcall_admin;
+comment on function private.service_stats() is 'public.service_stats.';
+
+create or replace function public.service_stats()
+returns setof public.service_stat
+language sql stable
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+  select * from private.service_stats()
+$$;
+
+revoke execute on function public.service_stats() from public, anon, authenticated;
+grant  execute on function public.service_stats() to service_role, lastcall_admin;
+comment on function public.service_stats() is 'How the service is doing, as numbers: for an operator and for /metrics.';
