@@ -15,6 +15,8 @@ from .report import milliseconds, table, whole
 CLAIMERS = 16
 CONTACTS_A_CLAIM = 10
 WARM_UP_CLAIMS = 300
+TRIES = 20
+"""Most tries of a round: on a busy machine the claimers may be done with a small batch before the cancel is sent."""
 
 
 def run(lab: Lab, sizes: Sequence[int], rounds: Sequence[int], number: int = CLAIMERS) -> str:
@@ -52,6 +54,14 @@ def run(lab: Lab, sizes: Sequence[int], rounds: Sequence[int], number: int = CLA
 
 def _round(lab: Lab, team: Claimers, size: int) -> tuple[float, float]:
     """Seconds from sending the cancel to the last claim's reply, and to the cancel's own."""
+    for _ in range(TRIES):
+        if (measured := _try(lab, team, size)) is not None:
+            return measured
+    raise AssertionError("the claimers were faster than the cancel: nothing was measured")
+
+
+def _try(lab: Lab, team: Claimers, size: int) -> tuple[float, float] | None:
+    """None: the claimers were faster than the cancel, and left it nothing."""
     warm_up, other, batch = load_core(lab, [10, 50_000, size])
     lab.settle("campaign_contacts", "call_batches")
     with lab.connect() as connection:
@@ -69,5 +79,4 @@ def _round(lab: Lab, team: Claimers, size: int) -> tuple[float, float]:
         # Claimers go on for a while: whatever they could still get would show.
         time.sleep(0.05)
         last_claim = team.end().last_reply
-    assert skipped > 0, "the claimers were faster than the cancel: nothing was measured"
-    return max(last_claim - sent, 0.0), replied - sent
+    return (max(last_claim - sent, 0.0), replied - sent) if skipped else None

@@ -75,7 +75,7 @@ def test_a_cold_start_is_measured_to_its_first_replies(lab: Lab) -> None:
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 def test_serving_by_every_server_that_is_compared(lab: Lab) -> None:
-    found = rows(serving.run(lab, runs=1, seconds=1, connections=[2], most=2000))
+    found = rows(serving.run(lab, runs=1, seconds=1, connections=[2], most=6000))
     assert [row[0] for row in found] == [f"2: {variant}" for variant in serving.VARIANTS]
 
 

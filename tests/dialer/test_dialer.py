@@ -162,10 +162,10 @@ def test_a_call_that_the_carrier_never_heard_of_is_given_up_when_old_and_tried_a
     batch = a_batch(db, 1)
     carrier = ScriptedCarrier(lose)
     dial_once(db, carrier)
-    db.rows("update calls set checked_at = null, started_at = started_at - interval '299 seconds'")
+    db.rows("update calls set checked_at = null, started_at = started_at - interval '200 seconds'")
     dial_once(db, carrier)
     assert [call["status"] for call in calls(db, batch)] == ["unknown"]
-    db.rows("update calls set checked_at = null, started_at = started_at - interval '2 seconds'")
+    db.rows("update calls set checked_at = null, started_at = started_at - interval '101 seconds'")
     dial_once(db, carrier)
     (given_up,) = calls(db, batch)
     assert (given_up["status"], given_up["outcome"]) == ("failed", "not_placed")
@@ -269,7 +269,15 @@ def test_no_more_requests_than_allowed_are_under_way_at_a_time(db: TestDatabase)
 
 def test_two_dialers_call_each_contact_once(db: TestDatabase) -> None:
     batches = [a_batch(db, 150, max_concurrent=40), a_batch(db, 150)]
-    carriers = [ScriptedCarrier(complete), ScriptedCarrier(complete)]
+    both_dial = asyncio.Event()
+
+    async def complete_when_both_dial(call: Call) -> Ended:
+        if all(carrier.arrived for carrier in carriers):
+            both_dial.set()
+        await both_dial.wait()
+        return await complete(call)
+
+    carriers = [ScriptedCarrier(complete_when_both_dial), ScriptedCarrier(complete_when_both_dial)]
 
     async def run() -> None:
         async with dialing(db, carriers[0], dial_concurrency=10), dialing(db, carriers[1], dial_concurrency=10):
@@ -278,7 +286,6 @@ def test_two_dialers_call_each_contact_once(db: TestDatabase) -> None:
     asyncio.run(run())
     called = [call.contact_id for carrier in carriers for call in carrier.arrived]
     assert len(called) == len(set(called)) == 300
-    assert all(carrier.arrived for carrier in carriers)
 
 
 @pytest.fixture
@@ -325,11 +332,12 @@ def test_with_nothing_to_do_a_dialer_asks_no_more_than_it_ticks(
 
             await until(lambda: len(calls(db, db.value("select id from call_batches"))) == 1)
             database.called.clear()
+            begun = time.monotonic()
             await until(lambda: asked("process_batches") >= 20)
-            ticks = asked("process_batches")
-            # Woken by each tick, and by its own patience that is as long.
-            assert asked("claim_contacts") <= 2 * ticks + 2
-            assert asked("next_claim_in") <= 2 * ticks + 2
+            # Woken by each tick, and by its own patience that is as long: a slow machine has more time for that.
+            most = asked("process_batches") + (time.monotonic() - begun) / dialer.TICK_S + 2
+            assert asked("claim_contacts") <= most
+            assert asked("next_claim_in") <= most
 
     asyncio.run(run())
 
@@ -386,23 +394,35 @@ def test_a_stop_does_not_wait_for_ever(db: TestDatabase) -> None:
             work = asyncio.create_task(its_dialer.run(stop))
             await until(lambda: len(carrier.arrived) == 3)
             stop.set()
-            await asyncio.wait_for(work, 10)
+            await asyncio.wait_for(work, 60)
 
     asyncio.run(run())
     assert db.statuses(batch) == {"in_progress": 3}
 
 
+class Clock:
+    """The dialer's clock, which a test puts forward."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
 def test_a_dialer_that_stood_still_for_too_long_does_not_place_what_others_may_have_given_back(
-    db: TestDatabase,
+    db: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = a_batch(db, 2)
+    clock = Clock()
+    monkeypatch.setattr(dialer, "time", clock)
 
     async def stand_still(call: Call) -> Ended:
-        time.sleep(0.8)  # noqa: ASYNC251 - the whole process does
+        clock.ahead_s += 300  # the whole process does
         return await complete(call)
 
     carrier = ScriptedCarrier(stand_still)
-    dial_once(db, carrier, max_calls=2, reconcile_after_s=1, carrier_timeout_s=0.4)
+    dial_once(db, carrier, max_calls=2)
     assert len(carrier.arrived) == 1
     assert db.statuses(batch) == {"completed": 1, "scheduled": 1}
 
@@ -445,7 +465,7 @@ def test_it_goes_on_after_the_database_was_away(own_folder: Path) -> None:
                 db = TestDatabase(server.uri(), server.uri(user="lastcall_functions"))
                 db.rows("update calls set lease_expires_at = now() where status = 'queued'")
                 # What start_call let through when its answer was lost comes back at once, or when found.
-                await until(lambda: db.statuses(batch).get("completed", 0) >= 100, within_s=60)
+                await until(lambda: db.statuses(batch).get("completed", 0) >= 100)
                 db.rows("update calls set started_at = started_at - interval '30 seconds' where status = 'in_progress'")
                 await until(lambda: db.value("select count(*) from calls where status = 'queued'") == 0)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from functions._shared.settings import Settings
 from functions.app import create_app
 
 from ..support.deno import CONFIG, DENO, FORWARDERS, ROOT, Script, environment
+from ..support.ports import unanswered_port
 from ..support.postgrest import PUBLISHABLE_KEY
 from ..support.serving import serving
 
@@ -32,6 +32,7 @@ class Project:
 
     def __init__(self, script: Script) -> None:
         self._script = script
+        self._logged_before = 0
         self.url = f"http://127.0.0.1:{script.ready.removeprefix('ready ')}"
 
     def function(self, name: str) -> str:
@@ -47,8 +48,12 @@ class Project:
             assert self._script.ask(dict.fromkeys(values)) == "set"
 
     def log(self) -> str:
-        """What all functions logged."""
-        return self._script.errors()
+        """What all functions logged in this test."""
+        return self._script.errors()[self._logged_before :]
+
+    def begin_log(self) -> None:
+        """What was logged so far was logged by other tests."""
+        self._logged_before = len(self._script.errors())
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +75,7 @@ def deno_project() -> Iterator[Project]:
 @pytest.fixture
 def project(deno_project: Project) -> Project:
     """A project that has the forwarders, and no secrets."""
+    deno_project.begin_log()
     return deno_project
 
 
@@ -90,9 +96,8 @@ def forwarding(project: Project, app_url: str) -> Iterator[Project]:
 @pytest.fixture
 def nowhere() -> Iterator[str]:
     """An address at which nobody listens, and nobody will."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with unanswered_port() as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @dataclass
@@ -165,7 +170,7 @@ def by_supabase_py(
     method: str = "POST",
     headers: dict[str, str] | None = None,
 ) -> Outcome:
-    with httpx.Client() as http:
+    with httpx.Client(timeout=60) as http:
         client = Client(url, PUBLISHABLE_KEY, ClientOptions(httpx_client=http))
         client.functions.set_auth(token)
         try:

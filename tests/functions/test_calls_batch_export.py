@@ -163,7 +163,7 @@ def test_what_fails_in_the_middle_does_not_look_like_a_complete_file(
     db.rows("update campaign_contacts set outcome_notes = repeat('x', 2000)")
     with logged() as log, serving(create_app(settings)) as (host, port):
         url = f"http://{host}:{port}{PATH}?batch_id={batch}"
-        with httpx2.stream("GET", url, headers=bearer(user)) as response:
+        with httpx2.stream("GET", url, headers=bearer(user), timeout=60) as response:
             assert response.status_code == 200
             db.rows("update users set agency_id = null where id = %s", user)
             with pytest.raises(httpx2.RemoteProtocolError):

@@ -7,7 +7,6 @@ import io
 import json
 import socket
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,6 +25,7 @@ from functions.app import create_app
 from ..support.database import TestDatabase
 from ..support.serving import logged, serving
 from ..support.tokens import bearer
+from .test_database import until
 
 PATH = "/functions/v1/calls-batch-import"
 
@@ -420,23 +420,17 @@ def test_a_client_that_leaves_while_it_sends_leaves_nothing(
             head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
             part = '--b\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\n'
             connection.sendall((head + part + numbered(10)).encode())
-        wait_until(lambda: log.lines("request") != [])
+        until(lambda: log.lines("request") != [])
     assert db.state() == before
     assert log.lines("request failed") == []
-
-
-def wait_until(is_so: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_no_phone_number_is_logged(client: TestClient, office: Office) -> None:
     with logged() as log:
         office.post(client, numbered(3) + "5550009999,\n", name="5550009999.csv")
         office.post(client, "phone_number\n+15550000001\n", strict="true")
-    assert "555" not in log.text.replace(office.calling["from_number"], "")
+    for number in ("555000000", "5550009999"):  # shorter, it may be in a time or an id
+        assert number not in log.text
 
 
 class Halfway:
@@ -456,7 +450,7 @@ class Halfway:
         self.file = numbered(10_000) + "bad,\n" + numbered(20_000, 10_000).partition("\n")[2]
         self._thread = threading.Thread(target=self._send, args=(office, url, to))
         self._thread.start()
-        wait_until(lambda: self.waiting("advisory") == 1)
+        until(lambda: self.waiting("advisory") == 1)
         self.batch = db.value("select batch_id from batch_imports")
 
     def waiting(self, lock: str) -> int:
@@ -473,7 +467,7 @@ class Halfway:
         with self.db.connect() as connection:
             thread = threading.Thread(target=lambda: connection.execute(statement, [self.batch]))
             thread.start()
-            wait_until(lambda: self.waiting("transactionid") == 1)
+            until(lambda: self.waiting("transactionid") == 1)
             answer = self.go_on()
             thread.join()
         return answer

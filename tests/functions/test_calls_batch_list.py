@@ -30,7 +30,7 @@ def test_a_batch_is_shown_as_the_contract_says_and_our_own_keys_after_it(
     calling = db.calling(agency)
     batch = db.batch(
         agency, viewer, external_id="spring", name="Spring", calls_per_minute=30, max_concurrent=10, **calling,
-        calling_start="00:00", calling_end="23:59:59", retry_delay_seconds=90,
+        calling_start="00:00", calling_end="24:00", retry_delay_seconds=90,
         created_at="2025-01-15T10:30:00.123456Z", started_at="2025-01-15T10:31:00+00", next_claim_at="2025-01-15",
     )  # fmt: skip
     db.contacts(batch, pending=85, queued=500, in_progress=5, completed=400, failed=10)
@@ -49,7 +49,7 @@ def test_a_batch_is_shown_as_the_contract_says_and_our_own_keys_after_it(
         "waiting_for": "max_concurrent", "waiting_until": None,
         "paused_at": None, "stopped_at": None, "completed_at": None, "error_message": None,
         "calling_numbers": None, "timezone": None,
-        "calling_hours": {"start": "00:00:00", "end": "23:59:59"}, "allowed_days": None,
+        "calling_hours": {"start": "00:00:00", "end": "24:00:00"}, "allowed_days": None,
         "max_calls_per_number": None, "retry_delay_seconds": 90, "retry_outcomes": None,
     }  # fmt: skip
     assert list(shown)[:21] == [

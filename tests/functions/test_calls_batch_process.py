@@ -41,7 +41,7 @@ def simulated(**behaviour: Any) -> Iterator[str]:
 
 
 def record(url: str) -> list[dict[str, Any]]:
-    calls: list[dict[str, Any]] = httpx2.get(f"{url}/calls", trust_env=False).json()
+    calls: list[dict[str, Any]] = httpx2.get(f"{url}/calls", timeout=60, trust_env=False).json()
     return calls
 
 
@@ -211,7 +211,7 @@ def test_it_dials_what_is_served_from_the_same_folder(own_folder: Path) -> None:
     with simulated(answer_at_end=True) as carrier_url, serve(own_folder) as service:
         done = lastcall("process", folder=own_folder, LASTCALL_CARRIER="simulator", CARRIER_URL=carrier_url)
         assert (done.returncode, json.loads(done.stdout)) == (0, IDLE)
-        assert httpx2.get(f"{service.url}/health", trust_env=False).status_code == 200
+        assert service.health().status_code == 200
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -222,7 +222,7 @@ def test_stopped_it_lets_what_is_in_flight_end_and_leaves_nothing_open(
     with looping(tmp_path, process_settings(db, carrier_url)) as process:
         wait(lambda: db.statuses(batch).get("completed", 0) > 20)
         process.send_signal(number)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     statuses = db.statuses(batch)
     assert statuses.get("in_progress", 0) == 0
     assert len(record(carrier_url)) == statuses["completed"]
@@ -232,20 +232,20 @@ def test_stopped_it_lets_what_is_in_flight_end_and_leaves_nothing_open(
 def test_killed_in_mid_run_nobody_is_called_twice_and_nothing_stays_open(db: TestDatabase, tmp_path: Path) -> None:
     """The witness is the carrier's record: each number arrives there once."""
     batch = a_batch(db, 150, max_concurrent=30)
-    with simulated(talk_s=(0.2, 0.6)) as carrier_url:
+    with simulated(answer_at_end=True, talk_s=(0.2, 0.6)) as carrier_url:
         settings = process_settings(
             db,
             carrier_url,
-            LASTCALL_CARRIER_TIMEOUT_MS="500",
-            LASTCALL_RECONCILE_AFTER_S="2",
+            LASTCALL_CARRIER_TIMEOUT_MS="30000",
+            LASTCALL_RECONCILE_AFTER_S="60",
             LASTCALL_RECONCILE_EVERY_MS="200",
         )
         for kill_at in (20, 60, 100):
             with looping(tmp_path, settings) as process:
                 wait(lambda at=kill_at: len(record(carrier_url)) >= at)  # type: ignore[misc]
                 process.kill()
-            # Leases of the killed one: they run out, here at once.
-            db.rows("update calls set lease_expires_at = now() where status = 'queued'")
+                process.wait()
+            let_time_pass(db, carrier_url)
         with looping(tmp_path, settings):
             wait(lambda: db.statuses(batch) == {"completed": 150})
         arrived = Counter(call["to"] for call in record(carrier_url))
@@ -255,3 +255,16 @@ def test_killed_in_mid_run_nobody_is_called_twice_and_nothing_stays_open(db: Tes
     assert set(arrived.values()) == {1}
     assert db.value("select count(*) from calls where status in ('queued', 'in_progress', 'unknown')") == 0
     assert db.unbalanced() == []
+
+
+def let_time_pass(db: TestDatabase, carrier_url: str) -> None:
+    """After a dialer was killed: nothing that it sent is on its way any more, its calls have ended, and a minute has
+    passed for its leases and calls."""
+    db.rows(
+        "select pg_terminate_backend(pid, 60000) from pg_stat_activity"
+        " where datname = current_database() and application_name = 'lastcall'"
+    )
+    record(carrier_url)  # what was sent before has been read before
+    wait(lambda: all(call["ended_at"] is not None for call in record(carrier_url)))
+    db.rows("update calls set lease_expires_at = now() where status = 'queued'")
+    db.rows("update calls set started_at = started_at - interval '1 minute' where status = 'in_progress'")

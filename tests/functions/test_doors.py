@@ -202,7 +202,7 @@ def through_function(settings: Settings, caller: UUID, case: Case, arguments: di
 
 def through_postgrest(url: str, caller: UUID, case: Case, arguments: dict[str, Any]) -> tuple[int, Any]:
     headers = {"apikey": PUBLISHABLE_KEY, "Authorization": f"Bearer {token(caller)}"}
-    response = httpx2.post(f"{url}/rest/v1/rpc/{case.procedure}", json=arguments, headers=headers)
+    response = httpx2.post(f"{url}/rest/v1/rpc/{case.procedure}", json=arguments, headers=headers, timeout=60)
     return response.status_code, response.json()
 
 
@@ -273,6 +273,7 @@ def test_a_leaked_publishable_key_is_worthless(db: TestDatabase, postgrest_url: 
             f"{postgrest_url}/rest/v1/rpc/{procedure}",
             json={"batch_id": str(w.batch)},
             headers={"apikey": PUBLISHABLE_KEY, **authorization},
+            timeout=60,
         )
         assert response.status_code == 401
     assert db.state() == before

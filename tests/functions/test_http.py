@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -20,6 +19,7 @@ from functions.app import create_app
 from ..support.database import TestDatabase
 from ..support.serving import Log, logged, serving
 from ..support.tokens import ISSUER, SECRET, bearer, token
+from .test_database import until
 
 pytestmark = pytest.mark.one_postgres
 
@@ -110,7 +110,7 @@ def test_a_browsers_preflight_is_answered_without_a_token(alone: TestClient, pat
 
 
 def test_a_head_request_over_http_is_answered_without_a_body() -> None:
-    with serving(create_app(NO_DATABASE)) as (host, port), httpx2.Client() as client:
+    with serving(create_app(NO_DATABASE)) as (host, port), httpx2.Client(timeout=60) as client:
         response = client.head(f"http://{host}:{port}{CANCEL}")
         assert (response.status_code, response.content) == (405, b"")
         assert client.get(f"http://{host}:{port}{CANCEL}").status_code == 405
@@ -287,7 +287,7 @@ def test_a_streamed_body_without_end_is_cut_off(path: str) -> None:
 
     with (
         serving(create_app(NO_DATABASE)) as (host, port),
-        httpx2.Client() as client,
+        httpx2.Client(timeout=60) as client,
         contextlib.suppress(httpx2.TransportError),  # still sending when it is cut off, it may miss the reply
     ):
         response = client.post(f"http://{host}:{port}{path}", content=endless(), headers=bearer(USER))
@@ -297,7 +297,7 @@ def test_a_streamed_body_without_end_is_cut_off(path: str) -> None:
 
 @BOTH
 def test_a_large_body_of_a_known_length_is_refused_too(path: str) -> None:
-    with serving(create_app(NO_DATABASE)) as (host, port), httpx2.Client() as client:
+    with serving(create_app(NO_DATABASE)) as (host, port), httpx2.Client(timeout=60) as client:
         url = f"http://{host}:{port}{path}"
         response = client.post(url, content=b" " * 20_000_000, headers=bearer(USER))
         assert response.status_code == 413
@@ -307,7 +307,7 @@ def test_a_large_body_of_a_known_length_is_refused_too(path: str) -> None:
 
 
 def test_a_streamed_body_within_the_limit_is_accepted() -> None:
-    with serving(create_app(NO_DATABASE)) as (host, port), httpx2.Client() as client:
+    with serving(create_app(NO_DATABASE)) as (host, port), httpx2.Client(timeout=60) as client:
         url = f"http://{host}:{port}{CANCEL}"
         response = client.post(url, content=iter([b"{", b"}"]), headers=bearer(USER))
     assert (response.status_code, message(response)) == (400, "batch_id is required")
@@ -318,9 +318,7 @@ def test_a_client_that_leaves_before_its_body_is_complete_is_no_failure_of_ours(
         with socket.create_connection((host, port)) as connection:
             head = f"POST {CANCEL} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token(USER)}\r\n"
             connection.sendall(f'{head}Content-Length: 100\r\n\r\n{{"batch'.encode())
-        deadline = time.monotonic() + 10
-        while not log.lines("request") and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: log.lines("request"))
     assert len(log.lines("request")) == 1
     assert all(line["level"] == "info" for line in log.lines())
 
@@ -469,7 +467,7 @@ def test_the_log_holds_no_token_no_body_and_no_phone_number(client: TestClient, 
     client.post(STOP, json={"batchId": "+15550000001"}, headers={"Authorization": "Bearer garbage+15550000001"})
     client.post("/+15550000001?token=garbage", content=b"+15550000001")
     assert [line["status"] for line in log.lines("request")] == [200, 200, 400, 404, 401, 404]
-    for secret in ("5550000", token(user)[:20], "garbage", reason, key, "sb_publishable", str(batch)):
+    for secret in ("5550000001", token(user)[:20], "garbage", reason, key, "sb_publishable", str(batch)):
         assert secret not in log.text
 
 
@@ -503,7 +501,7 @@ def test_an_unexpected_error_that_quotes_a_row_shows_nothing_of_it(
     assert line["request_id"] == answer.headers["X-Request-Id"]
     assert any("functions/" in frame for frame in line["trace"])
     for text in (answer.text, log.text):
-        assert "555" not in text.replace(answer.headers["X-Request-Id"], "").replace(str(user), "")
+        assert "555000000" not in text  # shorter, it may be in a time or an id
         assert "Failing row" not in text
 
 

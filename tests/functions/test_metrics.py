@@ -43,6 +43,12 @@ CANCEL = "/functions/v1/calls-batch-cancel"
 FOLDER = Path(observability.__file__).parent
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine is given the time to tell the database's numbers."""
+    monkeypatch.setattr(metrics, "STATS_TIMEOUT_S", 40.0)
+
+
 # Off by default.
 
 
@@ -204,7 +210,10 @@ def test_procedures_are_told_by_their_outcome(
     assert procedures(settings, lambda database: database.call(caller, "try_it", {})) == outcomes
 
 
-def test_without_a_database_procedures_are_unavailable(settings: Settings, db: TestDatabase) -> None:
+def test_without_a_database_procedures_are_unavailable(
+    settings: Settings, db: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "STATS_TIMEOUT_S", 0.1)
     away = replace(settings, database_url="postgresql://nobody@/none?host=/nowhere", pool_timeout_s=0.1)
     caller = Case(db).caller
     assert procedures(away, lambda database: database.call(caller, "try_it", {})) == {"unavailable": 1}
@@ -290,9 +299,10 @@ def test_when_the_database_does_not_tell_the_numbers_are_left_out_and_the_rest_i
     settings: Settings, db: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "STATS_KEPT_S", 0.0)
-    monkeypatch.setattr(metrics, "STATS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(metrics, "STATS_TIMEOUT_S", 0.5)
     with scraped(settings) as (client, url):
-        assert Scrape(url).value("lastcall_stats_up") == 1
+        # A slow machine may need longer than that now and then.
+        until(lambda: Scrape(url).value("lastcall_stats_up") == 1)
         with db.owner.transaction():
             db.owner.execute("lock table calls in access exclusive mode")
             assert client.get("/health").status_code == 200
@@ -300,7 +310,7 @@ def test_when_the_database_does_not_tell_the_numbers_are_left_out_and_the_rest_i
         assert seen.value("lastcall_stats_up") == 0
         assert seen.by("lastcall_batches", "status") == {}
         assert seen.value("lastcall_requests_total", function="health", method="GET", status="200") == 1
-        assert Scrape(url).value("lastcall_stats_up") == 1
+        until(lambda: Scrape(url).value("lastcall_stats_up") == 1)
 
 
 # The dialer.
@@ -389,7 +399,7 @@ def test_a_dialer_tells_the_webhooks_that_it_applied(db: TestDatabase) -> None:
 
 def test_a_carrier_that_takes_no_calls_shows(db: TestDatabase) -> None:
     async def none(_call: Call) -> GoingOn:
-        raise CarrierUnavailableError("busy")
+        raise CarrierUnavailableError("busy", retry_after_s=60)
 
     db.contacts(db.batch(db.agency()), pending=3)
     seen = dialed(db, ScriptedCarrier(none))

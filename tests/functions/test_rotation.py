@@ -80,15 +80,16 @@ def test_a_secret_of_the_service_is_replaced_and_no_run_is_refused(settings: Set
 
 
 def test_the_login_role_is_replaced_by_a_second_one_with_the_same_rights(db: TestDatabase, settings: Settings) -> None:
-    db.rows("create role second_login login noinherit in role lastcall_functions")
+    role = f"second_login_of_{db.value('select current_database()')}"
+    db.rows(f"create role {role} login noinherit in role lastcall_functions")
     try:
         agency = db.agency()
         batch, owner = db.batch(agency), bearer(db.user(agency))
-        uri = log_in_as("second_login", db.uri)
+        uri = log_in_as(role, db.uri)
         with serving(settings, database_url=uri) as client:
             response = client.post(CANCEL, json={"batch_id": str(batch)}, headers=owner)
         assert response.status_code == 200
         with db.connect(uri) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("select from call_batches")
     finally:
-        db.rows("drop role second_login")
+        db.rows(f"drop role {role}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlencode
@@ -15,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from starlette.testclient import TestClient
 
 from functions._shared.settings import Settings
 from functions.migrations import migrate
@@ -22,9 +22,10 @@ from functions.postgres_server import PostgresServer
 
 from ..conftest import short_lived_folder
 from ..support.database import TestDatabase
+from ..support.ports import reserved_port
 from ..support.serving import logged
 from ..support.tokens import ISSUER, SECRET
-from .test_database import Case, serve, unavailable
+from .test_database import Case, serve, unavailable, until
 
 # The embedded PostgreSQL is built without TLS.
 DEBIANS = Path("/usr/lib/postgresql/15/bin")
@@ -73,17 +74,16 @@ class Authority:
 class TlsServer:
     """A migrated server that listens on loopback, with a certificate for HOST."""
 
-    def __init__(self, server: PostgresServer, folder: Path) -> None:
+    def __init__(self, server: PostgresServer, folder: Path, port: int) -> None:
         self.server = server
         self.folder = folder
+        self.port = port
         authority = Authority("ours")
         certificate, key = authority.issue(HOST)
         self.access = self._keep("pg_hba.test.conf", ACCESS.encode())
         self.certificate, self.key = self._keep("server.crt", certificate), self._keep("server.key", key)
         (folder / "ca.crt").write_bytes(authority.certificate)
         (folder / "another-ca.crt").write_bytes(Authority("another").certificate)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
 
     def _keep(self, name: str, content: bytes) -> Path:
         """A file of the server's own."""
@@ -121,16 +121,21 @@ class TlsServer:
 
 @pytest.fixture(scope="module")
 def tls_server() -> Iterator[TlsServer]:
-    with short_lived_folder() as folder:
+    with short_lived_folder() as folder, reserved_port() as port:
         server = PostgresServer(DEBIANS, folder / "postgres", {"fsync": "off"})
         server.start()
         migrate(server.uri())
-        yield TlsServer(server, folder)
+        yield TlsServer(server, folder, port)
         server.stop()
 
 
 def of(uri: str) -> Settings:
-    return Settings(database_url=uri, jwt_secret=SECRET, jwt_issuer=ISSUER, pool_timeout_s=1.0)
+    return Settings(database_url=uri, jwt_secret=SECRET, jwt_issuer=ISSUER)
+
+
+def refused(uri: str) -> AbstractContextManager[TestClient]:
+    """A service that does not wait long for a connection that it will not get."""
+    return serve(of(uri), pool_timeout_s=1.0)
 
 
 def test_the_server_that_it_should_be_is_served_over_tls(tls_server: TlsServer) -> None:
@@ -157,20 +162,21 @@ def test_the_server_that_it_should_be_is_served_over_tls(tls_server: TlsServer) 
 def test_any_other_is_told_nothing_and_the_log_says_why(
     tls_server: TlsServer, wrong: dict[str, str], tls: bool, reason: str
 ) -> None:
-    with tls_server.running(tls=tls) as db, logged() as log, serve(of(tls_server.uri(**wrong))) as client:
+    with tls_server.running(tls=tls) as db, logged() as log, refused(tls_server.uri(**wrong)) as client:
         case = Case(db)
         before = db.state()
         assert unavailable(case.cancel(client))
         assert unavailable(client.get("/health"))
         assert db.state() == before
+        until(lambda: log.lines("no connection to the database"))
         said = log.lines("no connection to the database")
-        assert said
         assert all(reason in line["reason"] and line["level"] == "warning" for line in said)
         assert PASSWORD not in log.text
 
 
 def test_nobody_logs_in_before_the_role_has_a_password(tls_server: TlsServer) -> None:
-    with tls_server.running() as db, logged() as log, serve(of(tls_server.uri())) as client:
+    with tls_server.running() as db, logged() as log, refused(tls_server.uri()) as client:
         db.rows("alter role lastcall_functions password null")
         assert unavailable(client.get("/health"))
+        until(lambda: log.lines("no connection to the database"))
         assert "password authentication failed" in log.lines("no connection to the database")[0]["reason"]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
-
+from ..support.examples import examples, seeded
 from ..support.serving import Log, logged
 
-_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or 0)
+T = TypeVar("T")
 
 PLANTED = "planted-0b5e55ed"
 """Text of bodies, names and headers that may not come up in a log."""
@@ -20,15 +18,9 @@ PHONE_NUMBER = "+15550137137"
 _NEVER_LOGGED = (PLANTED, PHONE_NUMBER, PHONE_NUMBER[1:], "Traceback", "eyJ", "Bearer")
 
 
-def fuzz(examples: int) -> settings:
-    """So many examples, always the same ones; or as many others as FUZZ_EXAMPLES says."""
-    return settings(
-        max_examples=_EXAMPLES or examples,
-        derandomize=not _EXAMPLES,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+def fuzz(number: int) -> Callable[[T], T]:
+    """A test that tries so many examples, always the same ones; or as many others as FUZZ_EXAMPLES says."""
+    return lambda test: seeded(examples(number)(test))  # type: ignore[type-var]
 
 
 def holds(response: Any, log: Log) -> None:

@@ -16,6 +16,7 @@ from . import strategies
 from .rule import PHONE_NUMBER, PLANTED, fuzz, heard, holds
 
 AGENCY_BATCH = "0d1c2b3a-4f5e-4a6b-8c7d-9e8f7a6b5c4d"
+AGENCY, OWNER, AGENT, CAMPAIGN = (f"5eed0000-0000-4000-8000-{number:012}" for number in range(1, 5))
 CONTACT = {
     "phone_number": PHONE_NUMBER,
     "first_name": PLANTED,
@@ -83,10 +84,12 @@ class Office:
     """An agency with an owner and a batch, whose ids are the same in every test."""
 
     def __init__(self, db: TestDatabase) -> None:
-        agency = db.agency()
-        self.owner = db.user(agency)
-        self.batch = UUID(AGENCY_BATCH)
-        calling = db.calling(agency)
+        agency, self.owner, self.batch = UUID(AGENCY), UUID(OWNER), UUID(AGENCY_BATCH)
+        db.rows("insert into agencies (id, name) values (%s, 'Acme')", agency)
+        db.rows("insert into users (id, agency_id, role) values (%s, %s, 'agency_owner')", self.owner, agency)
+        calling = {**db.calling(agency), "agent_mapping_id": AGENT, "campaign_id": CAMPAIGN}
+        db.rows("update agent_mappings set id = %s, ultravox_agent_id = 'the-agent'", AGENT)
+        db.rows("update campaigns set id = %s", CAMPAIGN)
         db.rows("insert into call_batches (agency_id, id, user_id) values (%s, %s, %s)", agency, self.batch, self.owner)
         db.contacts(self.batch, pending=3, failed=1)
         BODIES["calls-batch-create"].update(calling)

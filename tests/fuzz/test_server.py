@@ -6,11 +6,12 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 
 from ..support.command import Service, serve
 from ..support.tokens import SECRET, token
@@ -37,19 +38,15 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def talk(service: Service, data: bytes, *, half_closed: bool = False) -> list[int]:
-    """The statuses of what is answered to this, until the service closes the connection or is silent."""
+    """The statuses of what is answered to this, until the service closes the connection."""
     host, _, port = service.url.removeprefix("http://").partition(":")
     answer = b""
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        try:
-            connection.sendall(data)
-            if half_closed:
-                connection.shutdown(socket.SHUT_WR)
-            connection.settimeout(0.5 if not data.endswith(GOOD) else 10)
-            while part := connection.recv(65_536):
-                answer += part
-        except (TimeoutError, ConnectionError):
-            pass
+    with socket.create_connection((host, int(port)), timeout=60) as connection, suppress(ConnectionError):
+        connection.sendall(data)
+        if half_closed:
+            connection.shutdown(socket.SHUT_WR)
+        while part := connection.recv(65_536):
+            answer += part
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
 
 
@@ -137,6 +134,7 @@ PIECES = [
 
 @fuzz(60)
 @given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=5), max_size=12))
+@example([PHONE_NUMBER.encode(), b" ", CANCEL, b" HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n"])
 def test_any_bytes(service: Service, parts: list[bytes]) -> None:
     statuses = talk(service, b"".join(parts), half_closed=True)
     assert all(status < 500 for status in statuses), statuses

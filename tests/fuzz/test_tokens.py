@@ -95,15 +95,17 @@ def secret_client() -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def keys() -> Iterator[KeyServer]:
+    """For hostile keys alone."""
     with key_server() as keys:
         yield keys
 
 
 @pytest.fixture(scope="module")
-def keys_client(keys: KeyServer) -> Iterator[TestClient]:
-    keys.publish(KEY, RSA_KEY)
-    with client_of(Settings(database_url=NO_DATABASE, supabase_url=keys.url, jwt_issuer=ISSUER)) as client:
-        yield client
+def keys_client() -> Iterator[TestClient]:
+    with key_server() as keys:
+        keys.publish(KEY, RSA_KEY)
+        with client_of(Settings(database_url=NO_DATABASE, supabase_url=keys.url, jwt_issuer=ISSUER)) as client:
+            yield client
 
 
 def answer(client: TestClient, authorization: bytes) -> Any:

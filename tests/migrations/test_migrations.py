@@ -73,7 +73,7 @@ def test_a_changed_file_becomes_a_migration(tmp_path: Path, monkeypatch: pytest.
         "select 2;",
     ]
 
-    first.rename(first.with_name("20260101000000_first.sql"))
+    first.rename(first.with_name("20000101000000_first.sql"))
     (tmp_path / "sql" / "two.sql").write_text("select 3;\n")
     second = create_migration("second")
     assert second is not None

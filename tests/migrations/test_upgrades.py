@@ -89,7 +89,10 @@ def test_a_migration_in_whose_way_somebody_is_lets_the_dialers_pass_and_is_tried
         reader.execute("begin")
         reader.execute("select from call_batches").fetchall()
         migrating = pool.submit(migrate, db.uri)
-        waits = "select exists (select from pg_locks where mode = 'AccessExclusiveLock' and not granted) as waits"
+        waits = (
+            "select exists (select from pg_locks where mode = 'AccessExclusiveLock' and not granted"
+            " and database = (select oid from pg_database where datname = current_database()))"
+        )
         wait_for(lambda: db.value(waits), "the migration waits for the reader")
         dialer.start()
         try:

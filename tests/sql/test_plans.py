@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from uuid import UUID
 
 import pytest
@@ -30,6 +31,13 @@ def rows_read(db: TestDatabase) -> dict[str, int]:
 def flush(connection: Connection) -> None:
     connection.execute("select pg_stat_force_next_flush()")
     connection.execute("select 1")
+
+
+def updates(db: TestDatabase) -> Counter[str]:
+    """How many updates of contacts there were so far, and how many of them heap-only."""
+    return Counter(
+        db.row("select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'campaign_contacts'")
+    )
 
 
 def dial(connection: Connection, batch: UUID) -> int:

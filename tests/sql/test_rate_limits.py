@@ -143,14 +143,15 @@ def test_a_procedure_without_a_row_has_no_limit(db: TestDatabase) -> None:
 
 def test_an_admin_of_the_console_changes_a_limit_and_nobody_else(db: TestDatabase) -> None:
     user, _ = world(db)
-    db.rows("create role limits_admin in role lastcall_admin")
+    role = f"admin_of_{db.value('select current_database()')}"
+    db.rows(f"create role {role} in role lastcall_admin")
     change = "update private.rate_limits set max_requests = 7"
     try:
         with db.connect() as connection:
-            connection.execute("set role limits_admin")
+            connection.execute(f"set role {role}".encode())
             connection.execute(change)
     finally:
-        db.rows("drop role limits_admin")
+        db.rows(f"drop role {role}")
     for acting in (db.as_user(user), db.as_service()):
         with acting as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute(change)
@@ -165,7 +166,7 @@ def test_requests_at_the_same_time_do_not_wait_for_each_other(db: TestDatabase) 
     with db.as_user(user) as one, db.as_user(user) as other:
         one.execute("begin")
         one.execute(f"select {LIMITED['add_contacts']}", values)
-        other.execute("set lock_timeout = '10s'")
+        other.execute("set lock_timeout = '60s'")
         other.execute(f"select {LIMITED['add_contacts']}", {**values, "batch": values["failed"]})
         one.execute("commit")
     assert db.value("select count(*) from private.user_requests") == 2

@@ -19,20 +19,23 @@ pytestmark = pytest.mark.own_database
 REALTIME = """
 create schema realtime;
 grant usage on schema realtime to authenticated, anon;
-create table realtime.messages (topic text, extension text, payload jsonb, event text, private boolean);
+create table realtime.messages (
+  id bigint generated always as identity, topic text, extension text, payload jsonb, event text, private boolean);
 alter table realtime.messages enable row level security;
 grant select, insert on realtime.messages to authenticated, anon;
 create function realtime.topic() returns text language sql stable as
   $$ select current_setting('realtime.topic', true) $$;
 create function realtime.send(payload jsonb, event text, topic text, private boolean default true) returns void
 language sql as
-  $$ insert into realtime.messages values (topic, 'broadcast', payload, event, private) $$;
+  $$ insert into realtime.messages (topic, extension, payload, event, private)
+     values (topic, 'broadcast', payload, event, private) $$;
 """
+MESSAGES = "select topic, extension, payload, event, private from realtime.messages order by id"
 POLICY = (SQL / "supabase" / "realtime.sql").read_text()
 
 
 def sent(db: TestDatabase) -> list[dict[str, Any]]:
-    return db.rows("select * from realtime.messages")
+    return db.rows(MESSAGES)
 
 
 def moves(db: TestDatabase) -> list[tuple[str | None, str]]:
@@ -43,7 +46,7 @@ def heard(db: TestDatabase, user: UUID, topic: str) -> list[dict[str, Any]]:
     """What a user who joins the channel is let read."""
     with db.as_user(user) as connection:
         connection.execute("select set_config('realtime.topic', %s, false)", [topic])
-        return connection.execute("select * from realtime.messages").fetchall()
+        return connection.execute(MESSAGES).fetchall()
 
 
 def test_a_cancel_is_told_to_the_agencys_private_channel(db: TestDatabase) -> None:
@@ -155,7 +158,9 @@ def test_users_send_nothing_to_the_channel(db: TestDatabase) -> None:
     agency = db.agency()
     with db.as_user(db.user(agency)) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute(
-            "insert into realtime.messages values (%s, 'broadcast', '{}', 'batch_status', true)", [f"agency:{agency}"]
+            "insert into realtime.messages (topic, extension, payload, event, private)"
+            " values (%s, 'broadcast', '{}', 'batch_status', true)",
+            [f"agency:{agency}"],
         )
 
 

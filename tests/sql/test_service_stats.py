@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from ..support.database import TestDatabase
-from ..support.webhooks import Carrier, event
+from ..support.webhooks import Carrier, event, process_all
 from .test_plans import TABLES, flush, rows_read
 
 
@@ -94,13 +94,14 @@ def test_webhooks_are_told_until_they_are_applied(db: TestDatabase) -> None:
     batch = db.batch(carrier.agency)
     db.contacts(batch, pending=3)
     carrier.tell(*(event("call.ended", call) for call in carrier.place(batch, 3)))
-    db.rows("update webhook_queue set created_at = now() - interval '10 minutes' where id = 1")
+    first, second, _ = [row["id"] for row in db.rows("select id from webhook_queue order by id")]
+    db.rows("update webhook_queue set created_at = now() - interval '10 minutes' where id = %s", first)
     assert stats(db, "webhooks") == {"pending": 3, "failed": 0, "dead": 0}
     assert 600 <= stats(db, "oldest_webhook_seconds")["pending"] < 900
-    db.rows("update webhook_queue set status = 'failed', attempts = 1 where id = 1")
-    db.rows("update webhook_queue set status = 'dead', next_retry_at = null where id = 2")
+    db.rows("update webhook_queue set status = 'failed', attempts = 1 where id = %s", first)
+    db.rows("update webhook_queue set status = 'dead', next_retry_at = null where id = %s", second)
     assert stats(db, "webhooks") == {"pending": 1, "failed": 1, "dead": 1}
-    db.rows("select process_webhook_queue()")
+    process_all(db)
     assert stats(db, "webhooks") == {"pending": 0, "failed": 0, "dead": 1}
 
 

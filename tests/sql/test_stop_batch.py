@@ -145,7 +145,7 @@ def test_an_owner_or_admin_may_stop_for_any_user_of_the_agency(db: TestDatabase)
     for role in ("agency_owner", "agency_admin"):
         caller = db.user(agency, role)
         assert stop(db, caller, db.batch(agency, member), member)["status"] == "stopped"
-        assert db.row("select actor_id, on_behalf_of from batch_events order by created_at desc limit 1") == {
+        assert db.row("select actor_id, on_behalf_of from batch_events order by id desc limit 1") == {
             "actor_id": caller,
             "on_behalf_of": member,
         }

@@ -8,12 +8,13 @@ import pytest
 
 from ..conftest import short_lived_folder
 from ..support.hosted import HostedPostgres, supabase
+from ..support.ports import reserved_port
 
 
 @pytest.fixture(scope="session")
 def hosted() -> Iterator[HostedPostgres]:
-    with short_lived_folder() as folder:
-        hosted = HostedPostgres(folder)
+    with short_lived_folder() as folder, reserved_port() as port:
+        hosted = HostedPostgres(folder, port)
         hosted.start()
         yield hosted
         hosted.server.stop()

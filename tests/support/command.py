@@ -17,6 +17,8 @@ from unittest import mock
 
 from functions.cli import main
 
+import httpx2
+
 LASTCALL = str(Path(sys.executable).parent / "lastcall")
 
 
@@ -71,6 +73,10 @@ class Service:
         assert self.ready.startswith("ready http://"), (self.ready, log.read_text())
         self.url = self.ready.removeprefix("ready ")
 
+    def health(self) -> httpx2.Response:
+        """What it answers to GET /health, by no proxy."""
+        return httpx2.get(f"{self.url}/health", timeout=60, trust_env=False)
+
     def end(self, signal: int) -> int:
         """Send it a signal; its exit status."""
         self.process.send_signal(signal)
@@ -88,14 +94,15 @@ def serve(
     command: list[str] | None = None,
     user: int | None = None,
 ) -> Iterator[Service]:
-    """`lastcall serve` in `folder`, on a free port, until the end of the block."""
+    """`lastcall serve` in `folder`, on a free port, until the end of the block. A slow machine is given a minute for
+    each connection to the database."""
     log = folder / f"serve-{len(list(folder.glob('serve-*')))}.log"
     with (
         log.open("w") as stderr,
         subprocess.Popen(
             [*(command or [LASTCALL]), "serve"],
             cwd=folder,
-            env=environment(**{"PORT": "0", **(settings or {})}),
+            env=environment(**{"PORT": "0", "LASTCALL_POOL_TIMEOUT_MS": "60000", **(settings or {})}),
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

@@ -8,9 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from functions._shared.auth import Caller
 from functions._shared.database import Database, connect_database
 from functions._shared.settings import Settings
+from functions.dialer import dialer
 from functions.dialer.carrier import Call, Ended, GoingOn, OpenCall
 from functions.dialer.dialer import Dialer
 
@@ -74,26 +77,28 @@ class WatchedDatabase:
 
 
 def dial_settings(db: TestDatabase, **settings: Any) -> Settings:
-    return Settings(database_url=db.functions_uri, **settings)
+    return Settings(database_url=db.functions_uri, **{"pool_timeout_s": 60.0, **settings})
 
 
 @asynccontextmanager
 async def a_dialer(db: TestDatabase, carrier: Any, **settings: Any) -> AsyncIterator[tuple[Dialer, WatchedDatabase]]:
-    """A dialer that does nothing yet."""
+    """A dialer that does nothing yet, and that a slow machine is given the time to record everything."""
     of = dial_settings(db, **settings)
     database = WatchedDatabase(connect_database(of))
-    try:
-        yield Dialer(database, carrier, of), database
-    finally:
-        await database.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dialer, "RECORD_WITHIN_S", 60.0)
+        try:
+            yield Dialer(database, carrier, of), database
+        finally:
+            await database.close()
 
 
 @asynccontextmanager
 async def dialing(db: TestDatabase, carrier: Any, **settings: Any) -> AsyncIterator[WatchedDatabase]:
     """A dialer at work as a service, which is stopped at the end of the block."""
     stop = asyncio.Event()
-    async with a_dialer(db, carrier, **settings) as (dialer, database):
-        work = asyncio.create_task(dialer.run(stop))
+    async with a_dialer(db, carrier, **settings) as (its_dialer, database):
+        work = asyncio.create_task(its_dialer.run(stop))
         try:
             yield database
         finally:
@@ -101,11 +106,11 @@ async def dialing(db: TestDatabase, carrier: Any, **settings: Any) -> AsyncItera
             await work
 
 
-async def until(holds: Callable[[], bool], within_s: float = 30) -> None:
+async def until(holds: Callable[[], bool]) -> None:
     """Wait until it is so."""
-    give_up_at = time.monotonic() + within_s
+    give_up_at = time.monotonic() + 90
     while not holds():
-        assert time.monotonic() < give_up_at, "it did not come to that"
+        assert time.monotonic() < give_up_at, "it has not come to that for 90 seconds"
         await asyncio.sleep(0.01)
 
 
@@ -113,8 +118,8 @@ def dial_once(db: TestDatabase, carrier: Any, max_calls: int = 100, **settings: 
     """One bounded run; its reply."""
 
     async def run() -> dict[str, Any]:
-        async with a_dialer(db, carrier, **settings) as (dialer, _):
-            done = await dialer.run_once(max_calls, 30)
+        async with a_dialer(db, carrier, **settings) as (its_dialer, _):
+            done = await its_dialer.run_once(max_calls, 30)
         await carrier.aclose()
         return done.reply()
 

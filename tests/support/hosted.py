@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import subprocess
 from itertools import count
 from pathlib import Path
@@ -45,9 +44,8 @@ def need_supabase_cli() -> None:
 class HostedPostgres:
     """A server that listens on TCP, which is all that the CLI knows, and asks for a password there."""
 
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+    def __init__(self, folder: Path, port: int) -> None:
+        self.port = port
         self.password = secrets.token_hex()
         access = folder / "pg_hba.conf"
         access.write_text("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")

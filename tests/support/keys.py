@@ -12,9 +12,12 @@ from typing import Any
 from uuid import UUID
 
 import jwt
+import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import get_default_algorithms
+
+from functions._shared.auth import JwksCache
 
 from .tokens import claims
 
@@ -85,6 +88,7 @@ class KeyServer:
 
 @contextmanager
 def key_server() -> Iterator[KeyServer]:
+    """A key server, which services wait for as long as a slow machine may need."""
     state = KeyServer()
     ended = threading.Event()
 
@@ -105,7 +109,8 @@ def key_server() -> Iterator[KeyServer]:
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JwksCache, "TIMEOUT_S", 60.0)
         state.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

@@ -25,7 +25,7 @@ class Scrape:
     """One look at what is told."""
 
     def __init__(self, url: str, headers: dict[str, str] | None = None) -> None:
-        response = httpx2.get(url, headers=headers, timeout=30)
+        response = httpx2.get(url, headers=headers, timeout=120)
         assert response.status_code == 200
         self.text = response.text
         parse = parse_openmetrics if headers == OPENMETRICS else parse_text

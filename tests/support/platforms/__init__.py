@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from ..command import environment
+from ..ports import reserved_port
 from ..serving import serving
 from .lambda_service import LambdaService
 
@@ -49,9 +50,8 @@ def aws_lambda(settings: dict[str, str], log: Path) -> Iterator[str]:
 @contextmanager
 def azure(settings: dict[str, str], log: Path) -> Iterator[str]:
     """A function app."""
-    port = _free_port()
-    command = [sys.executable, "-m", "tests.support.platforms.azure_host", str(FOLDERS / "azure"), str(port)]
-    with _process(command, settings, log) as process:
+    command = [sys.executable, "-m", "tests.support.platforms.azure_host", str(FOLDERS / "azure")]
+    with reserved_port() as port, _process([*command, str(port)], settings, log) as process:
         _until_ready(process, log, lambda: _accepts(port))
         yield f"http://127.0.0.1:{port}"
 
@@ -59,12 +59,12 @@ def azure(settings: dict[str, str], log: Path) -> Iterator[str]:
 @contextmanager
 def google(settings: dict[str, str], log: Path) -> Iterator[str]:
     """A function, by the command that Google's buildpack starts."""
-    port = _free_port()
     command = [str(Path(sys.executable).parent / "functions-framework"), "--target", "lastcall"]
-    address = {"HOST": "127.0.0.1", "PORT": str(port)}
-    with _process(command, {**settings, **address}, log, FOLDERS / "google") as process:
-        _until_ready(process, log, lambda: _accepts(port))
-        yield f"http://127.0.0.1:{port}"
+    with reserved_port() as port:
+        address = {"HOST": "127.0.0.1", "PORT": str(port)}
+        with _process(command, {**settings, **address}, log, FOLDERS / "google") as process:
+            _until_ready(process, log, lambda: _accepts(port))
+            yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager
@@ -147,12 +147,6 @@ def _until_ready(process: subprocess.Popen[str], log: Path, ready: Callable[[], 
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = process.wait(0.05)
             raise AssertionError(f"ended with {status}: {log.read_text()}")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 def _accepts(port: int) -> bool:
