@@ -22,7 +22,7 @@ from functions.migrations import MIGRATIONS, migrate
 from functions.postgres_server import PostgresServer
 
 from ..conftest import short_lived_folder
-from ..functions.test_database import Case, at_commit, locked, serve, until, waiting_for_a_lock
+from ..functions.test_database import Case, at_commit, locked, serve, waiting_for_a_lock
 from ..support.command import lastcall
 from ..support.database import TestDatabase, log_in_as
 from ..support.dialing import ScriptedCarrier, complete, dialing

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from functions.cli import main
-
 import httpx2
+
+from functions.cli import main
 
 LASTCALL = str(Path(sys.executable).parent / "lastcall")
 
