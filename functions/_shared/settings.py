@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 MIN_SECRET_BYTES = 32
+PLACE_S = 2.0
+"""Least time that a dialer has to place what start_call let through, in seconds."""
 _POSTGRES = ("postgresql://", "postgres://")
 CARRIERS = {"simulator": "CARRIER_URL", "ultravox": "ULTRAVOX_API_KEY"}
 """The carriers there are (functions/dialer/), and what each needs to be told."""
@@ -83,6 +86,17 @@ class Settings:
     """Seconds that a call is in progress before the carrier is asked about it, and after which a call that
     the carrier never heard of was not placed, and will not be."""
 
+    @property
+    def request_limit_s(self) -> float:
+        """Most seconds that the dialer lets a request to place a call take, the wait for a connection included."""
+        return 2 * self.carrier_timeout_s
+
+    @property
+    def arrival_limit_s(self) -> float:
+        """Most seconds from the dialer's last look before a request until the request can become no call any more:
+        the carrier may act for carrier_timeout_s on a request that the dialer has given up."""
+        return self.request_limit_s + self.carrier_timeout_s
+
     @classmethod
     def from_env(cls, env: Mapping[str, str], *, serving: bool = True) -> Settings:
         """Read the settings; raises SettingsError with what to set. serving: people's tokens are verified."""
@@ -151,8 +165,12 @@ class Settings:
                 raise SettingsError(f"{name} must have at least {MIN_SECRET_BYTES} bytes")
         if self.transport == "postgrest" and self.cron_secret and not self.secret_key:
             raise SettingsError("LASTCALL_CRON_SECRET needs SUPABASE_SECRET_KEY with the PostgREST transport")
-        if self.reconcile_after_s < 2 * self.carrier_timeout_s:
-            raise SettingsError("LASTCALL_RECONCILE_AFTER_S must be at least twice LASTCALL_CARRIER_TIMEOUT_MS")
+        if self.reconcile_after_s < PLACE_S + self.arrival_limit_s:
+            raise SettingsError(
+                f"LASTCALL_RECONCILE_AFTER_S must be at least {math.ceil(PLACE_S + self.arrival_limit_s)}"
+                f" while LASTCALL_CARRIER_TIMEOUT_MS is {self.carrier_timeout_s * 1000:.0f}:"
+                " a request may reach the carrier until then"
+            )
 
 
 def _is_conninfo(url: str) -> bool:

@@ -172,6 +172,7 @@ class Dialer:
         self._batches.add(batch_id)
         self._round.batches_processed = len(self._batches)
         calls = {call.call_id: call for call in msgspec.convert(claimed, list[Call])}
+        asked_at = time.monotonic()
         try:
             # Never again when its answer was lost: it tells each call once.
             passed = await self._database.call(
@@ -185,22 +186,21 @@ class Dialer:
                 await self._let_recover(error)
             return
         self._observer.count("started", number=len(passed))
-        started_at = time.monotonic()
         for call_id in passed:
-            placement = asyncio.create_task(self._place(calls[call_id], started_at))
+            placement = asyncio.create_task(self._place(calls[call_id], asked_at))
             self._placements.add(placement)
             placement.add_done_callback(self._placements.discard)
 
-    async def _place(self, call: Call, started_at: float) -> None:
+    async def _place(self, call: Call, asked_at: float) -> None:
         batch_id = str(call.batch_id)
-        latest = started_at + self._settings.reconcile_after_s - self._settings.carrier_timeout_s
+        latest = asked_at + self._settings.reconcile_after_s - self._settings.arrival_limit_s
         if time.monotonic() > latest:
             # This process stood still for so long that another may have given the call back by now.
             self._record_failure(call, "not_placed", counted=False)
             return
         with self._observer.operation("place", "place", batch_id=batch_id, call_id=call.call_id) as operation:
             try:
-                answer = await self._carrier.place(call)
+                answer = await self._request(call)
             except CarrierUnavailableError as error:
                 operation.outcome = "unavailable"
                 self._hold(error)
@@ -221,6 +221,15 @@ class Dialer:
                 self._hold_s = 0.0
                 self._window = min(2 * self._window, self._settings.dial_concurrency)
                 self._record_answer(batch_id, call.call_id, answer)
+
+    async def _request(self, call: Call) -> GoingOn | Ended:
+        """Ask the carrier to place a call, for request_limit_s at most. A carrier's own timeouts are each for a part of
+        a request, so that all of them together have no end."""
+        try:
+            async with asyncio.timeout(self._settings.request_limit_s):
+                return await self._carrier.place(call)
+        except TimeoutError as error:
+            raise CallUnclearError("the request took too long") from error
 
     def _hold(self, error: CarrierUnavailableError) -> None:
         """Leave the carrier alone for a while, longer each time, and begin with a single call then."""

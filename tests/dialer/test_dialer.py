@@ -427,6 +427,44 @@ def test_a_dialer_that_stood_still_for_too_long_does_not_place_what_others_may_h
     assert db.statuses(batch) == {"completed": 1, "scheduled": 1}
 
 
+def test_a_request_that_takes_too_long_is_given_up_before_its_call_is_placed_again(db: TestDatabase) -> None:
+    batch = a_batch(db, 1)
+    asked: list[Call] = []
+    reached: list[int] = []
+    goes_through = asyncio.Event()
+
+    async def be_slow_once(call: Call) -> Ended:
+        asked.append(call)
+        if len(asked) == 1:
+            await goes_through.wait()
+        reached.append(call.contact_id)
+        return await complete(call)
+
+    async def run() -> None:
+        of = {"carrier_timeout_s": 0.1, "reconcile_after_s": 1, "reconcile_every_s": 0.1}
+        async with dialing(db, ScriptedCarrier(be_slow_once), **of):
+            await until(lambda: db.statuses(batch) == {"completed": 1})
+            goes_through.set()
+
+    asyncio.run(run())
+    assert len(asked) == 2
+    assert len(reached) == 1
+
+
+def test_a_call_is_not_placed_when_the_answer_of_start_call_comes_late(db: TestDatabase) -> None:
+    batch = a_batch(db, 1)
+    carrier = ScriptedCarrier()
+
+    async def run() -> None:
+        async with a_dialer(db, carrier, reconcile_after_s=2, carrier_timeout_s=0.1) as (its_dialer, database):
+            database.after["start_call"] = lambda: time.sleep(1.8)
+            await its_dialer.run_once(1, 30)
+
+    asyncio.run(run())
+    assert carrier.arrived == []
+    assert [call["outcome"] for call in calls(db, batch)] == ["not_placed"]
+
+
 def test_results_of_a_batch_that_was_deleted_meanwhile_hold_up_nothing(db: TestDatabase) -> None:
     batch, other = a_batch(db, 1), a_batch(db, 1)
 
@@ -458,7 +496,7 @@ def test_it_goes_on_after_the_database_was_away(own_folder: Path) -> None:
 
         async def run() -> None:
             nonlocal db
-            async with dialing(db, carrier, dial_concurrency=10, reconcile_after_s=30):
+            async with dialing(db, carrier, dial_concurrency=10, reconcile_after_s=30, carrier_timeout_s=5):
                 await until(lambda: len(carrier.arrived) > 30)
                 db.close()
                 await asyncio.to_thread(server.restart, "immediate")

@@ -66,6 +66,11 @@ def test_limits_and_the_address_may_be_set() -> None:
     assert (settings.statement_timeout_ms, settings.max_body_bytes) == (1000, 2048)
 
 
+def test_calls_are_reconciled_no_sooner_than_a_request_has_ended() -> None:
+    settings = Settings.from_env(POSTGRES | {"LASTCALL_RECONCILE_AFTER_S": "32"})
+    assert (settings.request_limit_s, settings.arrival_limit_s, settings.reconcile_after_s) == (20, 30, 32)
+
+
 @pytest.mark.parametrize("name", ["SUPABASE_URL", "LASTCALL_TRANSPORT", "HOST", "PORT", "LASTCALL_POOL_SIZE"])
 def test_empty_means_not_set(name: str) -> None:
     assert Settings.from_env(POSTGRES | {name: ""}) == Settings.from_env(POSTGRES)
@@ -109,7 +114,9 @@ def test_empty_means_not_set(name: str) -> None:
         ({**POSTGRES, "LASTCALL_CARRIER": "ultravox"}, "the carrier ultravox needs ULTRAVOX_API_KEY"),
         ({**POSTGRES, "LASTCALL_CARRIER": "simulator"}, "the carrier simulator needs CARRIER_URL"),
         ({**POSTGRES, "CARRIER_URL": "carrier.example"}, r"CARRIER_URL must be an http\(s\) URL"),
-        ({**POSTGRES, "LASTCALL_RECONCILE_AFTER_S": "19"}, "LASTCALL_RECONCILE_AFTER_S must be at least twice"),
+        ({**POSTGRES, "LASTCALL_RECONCILE_AFTER_S": "20"}, "LASTCALL_RECONCILE_AFTER_S must be at least 32"),
+        ({**POSTGRES, "LASTCALL_RECONCILE_AFTER_S": "31"}, "LASTCALL_RECONCILE_AFTER_S must be at least 32"),
+        ({**POSTGRES, "LASTCALL_CARRIER_TIMEOUT_MS": "100000"}, "LASTCALL_RECONCILE_AFTER_S must be at least 302"),
         ({**POSTGRES, "LASTCALL_POOL_SIZE": "0"}, "LASTCALL_POOL_SIZE must be a whole number from 1"),
         ({**POSTGRES, "LASTCALL_STATEMENT_TIMEOUT_MS": "0"}, "LASTCALL_STATEMENT_TIMEOUT_MS must be"),
     ],
