@@ -16,7 +16,7 @@ revoke execute on function private.has_nothing_left(public.call_batches) from pu
 comment on function private.has_nothing_left(public.call_batches) is 'Whether a batch being dialed seems to have nothing left to call.';
 
 -- Complete a processing batch that has nothing left to call. The counters say when to look; the
--- contacts decide. One that neither the claim cursor nor a due time would find (it came in
+-- contacts decide. A batch that awaits contacts is not over. One that neither the claim cursor nor a due time would find (it came in
 -- by a plain insert, behind the cursor) is put back within reach. Returns whether it completed.
 -- Reads the contacts before it takes the batch, so that nobody waits for the reading, and does
 -- not wait itself: a batch that someone else holds is left for the next time.
@@ -43,7 +43,8 @@ begin
    where b.agency_id = p_agency_id and b.id = p_batch_id and private.has_nothing_left(b)
      and b.total_contacts = v_total  -- none was added meanwhile
      for no key update skip locked;
-  if not found then
+  -- A statement of its own: it sees an import that began before the batch was taken.
+  if not found or private.awaits_contacts(p_agency_id, p_batch_id) then
     return false;
   end if;
   if v_open is not null then
@@ -93,6 +94,7 @@ begin
     select b.agency_id, b.id
       from public.call_batches b
      where b.status = 'processing' and private.has_nothing_left(b)
+       and not private.awaits_contacts(b.agency_id, b.id)
      limit p_max_batches
   loop
     v_result.batches_completed := v_result.batches_completed

@@ -2,7 +2,7 @@ create type private.waiting as (waiting_for text, waiting_until timestamptz);
 
 -- Why no call of a batch may start at p_now, and the earliest time at which one may, where that is known.
 -- Both null: it dials, or is over. Of several reasons the first:
---   contacts          none were added yet
+--   contacts          none were added yet, or those that are there are done and an import has not finished
 --   scheduled_for     its time is still to come
 --   process           the next run of process_batches, which starts it, or completes it
 --   resume            it is paused or stopped
@@ -33,7 +33,8 @@ begin
   elsif p_batch.status <> 'processing' then
     return (null, null)::private.waiting;
   elsif private.has_nothing_left(p_batch) then
-    return ('process', null)::private.waiting;
+    return (case when private.awaits_contacts(p_batch.agency_id, p_batch.id) then 'contacts' else 'process' end,
+            null)::private.waiting;
   elsif p_batch.next_claim_at is null
      or p_batch.queued + p_batch.in_progress + p_batch.completed + p_batch.failed + p_batch.skipped
         >= p_batch.total_contacts then

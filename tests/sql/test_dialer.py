@@ -394,6 +394,58 @@ def test_a_batch_with_nothing_left_to_call_completes(db: TestDatabase) -> None:
     assert (row["status"], row["completed_at"] is not None) == ("completed", True)
 
 
+def dial(db: TestDatabase, batch: UUID) -> int:
+    """Call every contact that can be called now: how many there were."""
+    return len(finish(db, batch, start(db, batch, claim(db)), "completed"))
+
+
+def waiting_for(db: TestDatabase, batch: UUID) -> Any:
+    return db.value("select waiting_for from call_batches b, private.waiting_for(b, now()) where id = %s", batch)
+
+
+def test_a_batch_that_never_had_a_contact_does_not_complete(db: TestDatabase) -> None:
+    batch = db.batch(db.agency(), status="pending")
+    db.rows("select start_batch(%s)", str(batch))
+    for _ in range(2):
+        assert claim(db) == []
+        assert db.row("select * from process_batches()")["batches_completed"] == 0
+    assert (db.batch_row(batch)["status"], waiting_for(db, batch)) == ("processing", "contacts")
+    db.rows("select add_contacts(%s, %s)", batch, json.dumps([{"phone_number": "+15551234567"}]))
+    assert dial(db, batch) == 1
+    assert db.row("select * from process_batches()")["batches_completed"] == 1
+
+
+def begin_import(db: TestDatabase, **to: Any) -> tuple[UUID, UUID]:
+    """The batch and the import."""
+    names = "".join(f", {name} => %s" for name in to)
+    begun = db.value(f"select begin_import(file_hash => %s{names})", "0" * 64, *to.values())
+    return UUID(begun["batch_id"]), UUID(begun["import_id"])
+
+
+def test_a_batch_does_not_complete_while_an_import_into_it_is_unfinished(db: TestDatabase) -> None:
+    batch, of = begin_import(db, **db.calling(db.agency()))
+    db.rows("select resume_batch(%s)", batch)
+    for row in (2, 3):
+        contact = [{"row": row, "phone_number": f"+1555123456{row}"}]
+        done = db.value("select import_contacts(%s, %s, %s)", batch, of, json.dumps(contact))
+        assert (done["added"], done["last_row"]) == (row - 1, row)
+        assert dial(db, batch) == 1
+        assert db.row("select * from process_batches()")["batches_completed"] == 0
+        assert (db.batch_row(batch)["status"], waiting_for(db, batch)) == ("processing", "contacts")
+    assert db.value("select finish_import(%s, %s)", batch, of)["success"]
+    assert db.row("select * from process_batches()")["batches_completed"] == 1
+
+
+def test_batches_that_await_contacts_do_not_hold_up_the_completion_of_others(db: TestDatabase) -> None:
+    agency = db.agency()
+    for _ in range(20):
+        db.batch(agency)
+    done = db.batch(agency)
+    db.contacts(done, completed=1)
+    assert db.row("select * from process_batches(1)")["batches_completed"] == 1
+    assert db.batch_row(done)["status"] == "completed"
+
+
 def test_a_batch_that_waits_for_a_retry_does_not_complete(db: TestDatabase) -> None:
     batch = db.batch(db.agency())
     db.contacts(batch, pending=1)
@@ -424,8 +476,19 @@ def test_a_contact_behind_the_claim_cursor_is_still_called(db: TestDatabase) -> 
     assert [row["phone_number"] for row in claim(db)] == ["+15559999999"]
 
 
+GETS = {
+    "a contact": (
+        "insert into campaign_contacts (agency_id, batch_id, phone_number)"
+        " select agency_id, id, '+15550000009' from call_batches;"
+        "update call_batches set total_contacts = total_contacts + 1"
+    ),
+    "an import": f"select begin_import(id, '{'0' * 64}') from call_batches",
+}
+
+
 @pytest.mark.own_database
-def test_a_batch_that_gets_contacts_while_it_is_looked_at_does_not_complete(db: TestDatabase) -> None:
+@pytest.mark.parametrize("statement", GETS.values(), ids=GETS.keys())
+def test_a_batch_that_gets_more_while_it_is_looked_at_does_not_complete(db: TestDatabase, statement: str) -> None:
     batch = db.batch(db.agency(), next_claim_at=None)
     db.contacts(batch, completed=1)
     # The same, but it waits for us after the contacts were read and before the batch is taken.
@@ -444,16 +507,13 @@ def test_a_batch_that_gets_contacts_while_it_is_looked_at_does_not_complete(db: 
         looking = threading.Thread(target=db.rows, args=(complete,))
         looking.start()
         wait_for(lambda: adding.execute(waiting).fetchone() == {"n": 1}, "it waits after the contacts were read")
-        adding.execute(
-            "insert into campaign_contacts (agency_id, batch_id, phone_number)"
-            " select agency_id, id, '+15550000009' from call_batches"
-        )
-        adding.execute("update call_batches set total_contacts = total_contacts + 1")
+        adding.execute(statement)
         adding.execute("commit")
     looking.join()
     assert db.batch_row(batch)["status"] == "processing"
     db.rows(complete)
-    assert len(claim(db)) == 1, "and finds them the next time"
+    added = db.statuses(batch).get("pending", 0)
+    assert len(claim(db)) == added, "and finds them the next time"
 
 
 @pytest.mark.parametrize("number", [0, -1, 1001, None])
