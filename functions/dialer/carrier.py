@@ -4,6 +4,9 @@ like the value of LASTCALL_CARRIER, and its line in the settings' CARRIERS."""
 from __future__ import annotations
 
 import importlib
+import math
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
@@ -16,6 +19,10 @@ from .._shared.settings import Settings
 # of a request.
 _KEEP_IDLE_S = 2.0
 _RETRY_AFTER_S = 1.0
+_LEAST_RETRY_AFTER_S = 0.1
+_MOST_RETRY_AFTER_S = 300.0
+"""Most seconds for which a carrier can send the dialer away. No batch dials meanwhile, whoever else the carrier would
+serve, and no open call is looked up: a wrong header must not do that for longer. One call asks again afterwards."""
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,11 +71,13 @@ class CallRefusedError(Exception):
 
 
 class CarrierUnavailableError(Exception):
-    """Surely not placed, and nothing is wrong with the call: the carrier takes none now."""
+    """Surely not placed, and nothing is wrong with the call: the carrier takes none now. retry_after_s: when to ask
+    again, kept within bounds; NaN: not told."""
 
     def __init__(self, message: str, retry_after_s: float = _RETRY_AFTER_S) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        told = _RETRY_AFTER_S if math.isnan(retry_after_s) else retry_after_s
+        self.retry_after_s = min(max(told, _LEAST_RETRY_AFTER_S), _MOST_RETRY_AFTER_S)
 
 
 class CallUnclearError(Exception):
@@ -148,5 +157,20 @@ def read(response: httpx2.Response, type_: type[Any]) -> Any:
 
 
 def _retry_after(response: httpx2.Response) -> float:
+    """The seconds of Retry-After, which may be a date: RFC 9110, section 10.2.3. A date counts from the Date of the
+    response, so that a clock of another machine makes no difference."""
     value = response.headers.get("retry-after", "")
-    return float(value) if value.isascii() and value.isdigit() else _RETRY_AFTER_S
+    if value.isascii() and value.isdigit():
+        return float(value)
+    until, now = _http_date(value), _http_date(response.headers.get("date", ""))
+    if until is None:
+        return _RETRY_AFTER_S
+    return (until - (now or datetime.now(UTC))).total_seconds()
+
+
+def _http_date(value: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return None
+    return date.replace(tzinfo=UTC) if date.tzinfo is None else date

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 from uuid import UUID
@@ -126,13 +127,45 @@ def test_an_agent_that_it_does_not_know_is_refused(account: UltravoxStandIn, url
     assert account.calls == []
 
 
-def test_when_it_takes_no_calls_it_says_for_how_long(account: UltravoxStandIn, url: str) -> None:
-    account.fault = 429
-    for retry_after, seconds in (("3", 3), ("soon", 1)):
-        account.retry_after = retry_after
-        with pytest.raises(CarrierUnavailableError) as unavailable:
-            place(url)
-        assert unavailable.value.retry_after_s == seconds
+RETRY_AFTER = {
+    "3": 3,
+    "0": 0.1,
+    "300": 300,
+    "301": 300,
+    "86400": 300,
+    "9" * 400: 300,
+    "-5": 1,
+    "1.5": 1,
+    "nan": 1,
+    "inf": 1,
+    "soon": 1,
+    "": 1,
+    "Sun, 06 Nov 1994 08:49:47 GMT": 10,
+    "Sunday, 06-Nov-94 08:49:47 GMT": 10,
+    "Sun Nov  6 08:49:47 1994": 10,
+    "Sun, 06 Nov 1994 08:49:47 -0000": 10,
+    "Sun, 06 Nov 1994 08:49:27 GMT": 0.1,
+    "Fri, 31 Dec 9999 23:59:59 GMT": 300,
+    "Sun, 99 Nov 1994 08:49:47 GMT": 1,
+    "Sun, 06 Nov 99999999999 08:49:47 GMT": 1,
+}
+
+
+@pytest.mark.parametrize("value", RETRY_AFTER, ids=lambda value: value[:40])
+def test_when_it_takes_no_calls_it_says_for_how_long_within_bounds(value: str) -> None:
+    head = (
+        f"HTTP/1.1 429 Busy\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nRetry-After: {value}\r\nContent-Length: 0\r\n\r\n"
+    )
+    with pytest.raises(CarrierUnavailableError) as unavailable:
+        place_at(head.encode())
+    assert unavailable.value.retry_after_s == RETRY_AFTER[value]
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"), [(math.nan, 1), (-math.inf, 0.1), (-1, 0.1), (0, 0.1), (7, 7), (301, 300), (math.inf, 300)]
+)
+def test_no_carrier_sends_the_dialer_away_for_ever_or_for_no_time(told: float, seconds: float) -> None:
+    assert CarrierUnavailableError("429", told).retry_after_s == seconds
 
 
 def test_an_account_that_cannot_call_is_no_fault_of_the_contact(account: UltravoxStandIn, url: str) -> None:
@@ -158,21 +191,30 @@ def test_anything_else_leaves_it_unclear_whether_it_was_placed(
         place(url)
 
 
-def test_a_connection_that_breaks_after_the_request_leaves_it_unclear() -> None:
+def place_at(answer: bytes) -> None:
+    """Place a call at a server that answers so, and closes the connection."""
+
     async def run() -> None:
-        async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.read(1)
+        async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
             writer.close()
 
-        async with await asyncio.start_server(break_off, "127.0.0.1", 0) as server:
+        async with await asyncio.start_server(reply, "127.0.0.1", 0) as server:
             host, port = server.sockets[0].getsockname()
             settings = Settings(carrier="ultravox", carrier_url=f"http://{host}:{port}", ultravox_api_key=API_KEY)
             carrier = connect_carrier(settings)
-            with pytest.raises(CallUnclearError):
+            try:
                 await carrier.place(CALL)
-            await carrier.aclose()
+            finally:
+                await carrier.aclose()
 
     asyncio.run(run())
+
+
+def test_a_connection_that_breaks_after_the_request_leaves_it_unclear() -> None:
+    with pytest.raises(CallUnclearError):
+        place_at(b"")
 
 
 def test_a_call_whose_answer_was_lost_is_found_by_its_metadata(account: UltravoxStandIn, url: str) -> None:

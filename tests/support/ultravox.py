@@ -20,7 +20,6 @@ class UltravoxStandIn:
 
     def __init__(self) -> None:
         self.fault: int | str | None = None
-        self.retry_after = "3"
         self.requests: list[dict[str, Any]] = []
         self.calls: list[dict[str, Any]] = []
 
@@ -45,8 +44,7 @@ class UltravoxStandIn:
         body = await request.json()
         self.requests.append({"agent_id": request.path_params["agent_id"], **body})
         if isinstance(self.fault, int):
-            headers = {"Retry-After": self.retry_after} if self.fault == 429 else {}
-            return JSONResponse({"detail": "as the test says"}, self.fault, headers)
+            return JSONResponse({"detail": "as the test says"}, self.fault)
         call = {
             "callId": f"00000000-0000-4000-8000-{len(self.calls):012}",
             "created": "2026-01-01T09:59:00Z",
