@@ -19,10 +19,14 @@ from .._shared.settings import Settings
 # of a request.
 _KEEP_IDLE_S = 2.0
 _RETRY_AFTER_S = 1.0
+_ACCOUNT_RETRY_AFTER_S = 30.0
+"""Credentials, an account and an address are mended by a person: to ask each second has no use."""
 _LEAST_RETRY_AFTER_S = 0.1
 _MOST_RETRY_AFTER_S = 300.0
 """Most seconds for which a carrier can send the dialer away. No batch dials meanwhile, whoever else the carrier would
 serve, and no open call is looked up: a wrong header must not do that for longer. One call asks again afterwards."""
+_ACCOUNT_STATUSES = (401, 402, 403, 405, 407, 410)
+"""The credentials, the account, the proxy's credentials or the address are wrong, whatever call was asked for."""
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +74,10 @@ class CallRefusedError(Exception):
     """Surely not placed, and no use in saying the same again: something is wrong with this call."""
 
 
+class BatchRefusedError(Exception):
+    """Surely not placed, nor any other call of the batch: something is wrong with the batch's agent or number."""
+
+
 class CarrierUnavailableError(Exception):
     """Surely not placed, and nothing is wrong with the call: the carrier takes none now. retry_after_s: when to ask
     again, kept within bounds; NaN: not told."""
@@ -80,6 +88,14 @@ class CarrierUnavailableError(Exception):
         self.retry_after_s = min(max(told, _LEAST_RETRY_AFTER_S), _MOST_RETRY_AFTER_S)
 
 
+class AccountRefusedError(CarrierUnavailableError):
+    """Surely not placed, nor any other call: something is wrong with the credentials, the account or the address. A
+    person has to mend the settings."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, _ACCOUNT_RETRY_AFTER_S)
+
+
 class CallUnclearError(Exception):
     """Nobody can tell whether the carrier has it: the request may have arrived."""
 
@@ -88,11 +104,12 @@ class Carrier(Protocol):
     """Who places calls."""
 
     async def place(self, call: Call) -> GoingOn | Ended:
-        """Place a call. Raises CallRefusedError and CarrierUnavailableError: surely not placed; CallUnclearError."""
+        """Place a call. Raises CallRefusedError, BatchRefusedError, AccountRefusedError and CarrierUnavailableError:
+        surely not placed; CallUnclearError."""
 
     async def find(self, call: OpenCall) -> GoingOn | Ended | None:
-        """What the carrier knows of a call; None: it has no such call. Raises CarrierUnavailableError and
-        CallUnclearError: it does not say; CallRefusedError: it will not."""
+        """What the carrier knows of a call; None: it has no such call. Raises AccountRefusedError,
+        CarrierUnavailableError and CallUnclearError: it does not say; CallRefusedError: it will not."""
 
     async def aclose(self) -> None:
         """Let the connections go."""
@@ -123,8 +140,8 @@ class CarrierHttp:
         )
 
     async def send(self, method: str, path: str, **request: Any) -> httpx2.Response:
-        """The response, if it is a success or a 404. Raises CallRefusedError, CarrierUnavailableError and
-        CallUnclearError."""
+        """The response, if it is a success or a 404. Raises CallRefusedError, AccountRefusedError,
+        CarrierUnavailableError and CallUnclearError."""
         try:
             response = await self._client.request(method, path, **request)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
@@ -137,8 +154,8 @@ class CarrierHttp:
         told = f"the carrier answered {status}"
         if status == 429:
             raise CarrierUnavailableError(told, _retry_after(response))
-        if status in (401, 402):
-            raise CarrierUnavailableError(told)
+        if status in _ACCOUNT_STATUSES:
+            raise AccountRefusedError(told)
         # Of a request that took too long, and of anything that is no answer to it, nothing is known.
         if status == 408 or not response.is_client_error:
             raise CallUnclearError(told)

@@ -24,6 +24,8 @@ from .._shared.log import logger
 from .._shared.observe import NOBODY, Observer, Operation, current_operation
 from .._shared.settings import Settings
 from .carrier import (
+    AccountRefusedError,
+    BatchRefusedError,
     Call,
     CallRefusedError,
     CallUnclearError,
@@ -80,6 +82,8 @@ class Dialer:
         self._round = Round()
         self._batches: set[str] = set()
         self._placements: set[asyncio.Task[None]] = set()
+        self._refused: set[str] = set()
+        """Batches that are stopped, since the carrier takes none of their calls, and were not claimed of since."""
         self._records: asyncio.Queue[tuple[str, str, dict[str, Any], Operation | None]] = asyncio.Queue()
         self._wake = asyncio.Event()
         """Set when there may be something to do at once: batches started, places free, stop."""
@@ -169,6 +173,7 @@ class Dialer:
         """Place what start_call lets through of a claim."""
         self._observer.count("claimed", number=len(claimed))
         batch_id = claimed[0]["batch_id"]
+        self._refused.discard(batch_id)
         self._batches.add(batch_id)
         self._round.batches_processed = len(self._batches)
         calls = {call.call_id: call for call in msgspec.convert(claimed, list[Call])}
@@ -205,6 +210,10 @@ class Dialer:
                 operation.outcome = "unavailable"
                 self._hold(error)
                 self._record_failure(call, "carrier_unavailable", counted=False)
+            except BatchRefusedError as error:
+                operation.outcome = "refused"
+                self._record_failure(call, "carrier_refused", counted=False)
+                await self._stop_batch(batch_id, str(error))
             except CallRefusedError as error:
                 operation.outcome = "refused"
                 logger.warning("call refused", extra={"fields": {"call_id": call.call_id, "reason": str(error)}})
@@ -237,9 +246,26 @@ class Dialer:
         if now >= self._held_until:
             self._hold_s = min(max(2 * self._hold_s, error.retry_after_s), MAX_HOLD_S)
             self._observer.count("hold")
-            logger.warning("carrier unavailable", extra={"fields": {"reason": str(error), "hold_s": self._hold_s}})
+            fields = {"reason": str(error), "hold_s": self._hold_s}
+            if isinstance(error, AccountRefusedError):
+                logger.error("carrier refuses every call: check its settings and account", extra={"fields": fields})
+            else:
+                logger.warning("carrier unavailable", extra={"fields": fields})
         self._held_until = max(self._held_until, now + max(self._hold_s, error.retry_after_s))
         self._window = 1
+
+    async def _stop_batch(self, batch_id: str, reason: str) -> None:
+        """Stop a batch of which the carrier takes no call, once for all calls of a claim."""
+        if batch_id in self._refused:
+            return
+        self._refused.add(batch_id)
+        fields = {"batch_id": batch_id, "reason": reason}
+        logger.error("batch refused: it is stopped", extra={"fields": fields})
+        try:
+            await self._database.call(self._service, "stop_batch", {"batch_id": batch_id, "reason": reason})
+        except Exception:
+            logger.exception("batch not stopped", extra={"fields": fields})
+            self._refused.discard(batch_id)  # the next call that is refused tries again
 
     # Record what became of calls.
 

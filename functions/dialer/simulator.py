@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from .._shared.settings import Settings
-from .carrier import Call, CallRefusedError, CarrierHttp, Ended, GoingOn, OpenCall, read
+from .carrier import AccountRefusedError, Call, CarrierHttp, Ended, GoingOn, OpenCall, read
 
 
 class _State(msgspec.Struct):
@@ -13,6 +15,10 @@ class _State(msgspec.Struct):
     status: str
     outcome: str | None = None
     duration_seconds: float | None = None
+
+
+class _NoSuchCall(msgspec.Struct):
+    error: Literal["no such call"]
 
 
 class Simulator:
@@ -30,12 +36,15 @@ class Simulator:
         }
         response = await self._http.send("POST", "/calls", json=body)
         if response.status_code == 404:
-            raise CallRefusedError("there is no simulated carrier at this address")
+            raise AccountRefusedError("there is no simulated carrier at this address")
         return _state(read(response, _State))
 
     async def find(self, call: OpenCall) -> GoingOn | Ended | None:
         response = await self._http.send("GET", f"/calls/{call.batch_id}/{call.call_id}")
-        return None if response.status_code == 404 else _state(read(response, _State))
+        if response.status_code != 404:
+            return _state(read(response, _State))
+        read(response, _NoSuchCall)  # another server's 404 tells nothing of the call
+        return None
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from urllib.parse import quote
 
+import httpx2
 import msgspec
 
 from .._shared.settings import Settings
-from .carrier import Call, CallRefusedError, CarrierHttp, Ended, GoingOn, OpenCall, read
+from .carrier import (
+    AccountRefusedError,
+    BatchRefusedError,
+    Call,
+    CallUnclearError,
+    CarrierHttp,
+    Ended,
+    GoingOn,
+    OpenCall,
+    read,
+)
 
 _URL = "https://api.ultravox.ai"
+
+
+_AGENT_ID = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class _NotFound(msgspec.Struct):
+    detail: str
 
 
 class _Created(msgspec.Struct, rename="camel"):
@@ -39,10 +58,12 @@ class Ultravox:
 
     async def place(self, call: Call) -> GoingOn:
         if call.ultravox_agent_id is None or call.from_number is None:
-            raise CallRefusedError("the batch has no agent or no number to call from")
+            raise BatchRefusedError("The batch has no agent or no number to call from")
+        if not _AGENT_ID.fullmatch(call.ultravox_agent_id):
+            raise BatchRefusedError("The batch's agent has no id of Ultravox")
         response = await self._http.send(
             "POST",
-            f"/api/agents/{quote(call.ultravox_agent_id, safe='')}/calls",
+            f"/api/agents/{call.ultravox_agent_id}/calls",
             json={
                 "medium": {"telnyx": {"outgoing": {"to": call.phone_number, "from": call.from_number}}},
                 "firstSpeakerSettings": {"agent": {}},
@@ -53,13 +74,19 @@ class Ultravox:
             },
         )
         if response.status_code == 404:
-            raise CallRefusedError("Ultravox does not know the agent")
+            if not _is_of_ultravox(response):
+                raise AccountRefusedError("Ultravox is not at this address")
+            raise BatchRefusedError("Ultravox does not know the batch's agent")
         return GoingOn(read(response, _Created).call_id)
 
     async def find(self, call: OpenCall) -> GoingOn | Ended | None:
         if call.carrier_call_id is not None:
             response = await self._http.send("GET", f"/api/calls/{quote(call.carrier_call_id, safe='')}")
-            return None if response.status_code == 404 else _state(read(response, _Call))
+            if response.status_code != 404:
+                return _state(read(response, _Call))
+            if not _is_of_ultravox(response):
+                raise AccountRefusedError("Ultravox is not at this address")
+            return None
         wanted = {"metadata.batch_id": str(call.batch_id), "metadata.call_id": str(call.call_id)}
         found = read(await self._http.send("GET", "/api/calls", params=wanted), _Calls).results
         return _state(found[0]) if found else None
@@ -70,6 +97,15 @@ class Ultravox:
 
 def connect(settings: Settings) -> Ultravox:
     return Ultravox(settings)
+
+
+def _is_of_ultravox(not_found: httpx2.Response) -> bool:
+    """Whether a 404 is about what was asked for: another server, or an address that is wrong, answers otherwise."""
+    try:
+        read(not_found, _NotFound)
+    except CallUnclearError:
+        return False
+    return True
 
 
 def _metadata(call: Call) -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx2
 import pytest
@@ -20,7 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from functions.dialer.carrier import connect_carrier
+from functions._shared.settings import Settings
+from functions.dialer.carrier import CallUnclearError, Ended, GoingOn, OpenCall, connect_carrier
 from functions.dialer.simulated_carrier import Behaviour, create_carrier, sign
 
 from ..support.database import TestDatabase
@@ -195,12 +196,29 @@ def test_signatures_are_those_of_standard_webhooks() -> None:
     assert signed["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_the_simulators_client_takes_another_server_for_none(db: TestDatabase) -> None:
+def test_another_server_is_no_simulated_carrier_and_uses_up_no_attempt(db: TestDatabase) -> None:
     a_batch(db, 1)
     with serving(Starlette()) as (host, port):
         (done,) = dial(db, f"http://{host}:{port}")
     assert done["calls_failed"] == 1
-    assert db.value("select outcome from calls") == "carrier_refused"
+    assert db.value("select outcome from calls") == "carrier_unavailable"
+    assert db.value("select attempts from campaign_contacts") == 0
+
+
+def test_another_server_knows_nothing_of_a_call() -> None:
+    call = OpenCall(batch_id=uuid4(), call_id=1, status="unknown", carrier_call_id=None, age_seconds=1000)
+
+    async def find(url: str) -> GoingOn | Ended | None:
+        carrier = connect_carrier(Settings(carrier="simulator", carrier_url=url))
+        try:
+            return await carrier.find(call)
+        finally:
+            await carrier.aclose()
+
+    with simulated() as url:
+        assert asyncio.run(find(url)) is None
+    with serving(Starlette()) as (host, port), pytest.raises(CallUnclearError):
+        asyncio.run(find(f"http://{host}:{port}"))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

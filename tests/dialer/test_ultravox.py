@@ -13,6 +13,8 @@ import pytest
 
 from functions._shared.settings import Settings
 from functions.dialer.carrier import (
+    AccountRefusedError,
+    BatchRefusedError,
     Call,
     CallRefusedError,
     CallUnclearError,
@@ -26,8 +28,9 @@ from functions.dialer.carrier import (
 
 from ..support.database import TestDatabase
 from ..support.dialers import wait_for
+from ..support.dialing import dial_once, dialing, until
 from ..support.ports import unanswered_port
-from ..support.serving import serving
+from ..support.serving import logged, serving
 from ..support.ultravox import API_KEY, UltravoxStandIn
 from ..support.webhooks import Carrier as Reporter
 from ..support.webhooks import event
@@ -106,7 +109,7 @@ def test_a_call_is_created_with_its_agent_over_telnyx(account: UltravoxStandIn, 
     ]
 
 
-@pytest.mark.parametrize("fault", [400, 403, 422, 425])
+@pytest.mark.parametrize("fault", [400, 422, 425])
 def test_what_it_refuses_was_surely_not_placed(account: UltravoxStandIn, url: str, fault: int) -> None:
     account.fault = fault
     with pytest.raises(CallRefusedError, match=str(fault)):
@@ -115,14 +118,14 @@ def test_what_it_refuses_was_surely_not_placed(account: UltravoxStandIn, url: st
 
 @pytest.mark.parametrize("field", ["ultravox_agent_id", "from_number"])
 def test_a_call_without_agent_or_number_is_not_sent(account: UltravoxStandIn, url: str, field: str) -> None:
-    with pytest.raises(CallRefusedError):
+    with pytest.raises(BatchRefusedError):
         place(url, msgspec.structs.replace(CALL, **{field: None}))
     assert account.requests == []
 
 
 @pytest.mark.parametrize("agent", ["no-such-agent", "../calls", "a/b"])
 def test_an_agent_that_it_does_not_know_is_refused(account: UltravoxStandIn, url: str, agent: str) -> None:
-    with pytest.raises(CallRefusedError):
+    with pytest.raises(BatchRefusedError):
         place(url, msgspec.structs.replace(CALL, ultravox_agent_id=agent))
     assert account.calls == []
 
@@ -157,7 +160,7 @@ def test_when_it_takes_no_calls_it_says_for_how_long_within_bounds(value: str) -
         f"HTTP/1.1 429 Busy\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nRetry-After: {value}\r\nContent-Length: 0\r\n\r\n"
     )
     with pytest.raises(CarrierUnavailableError) as unavailable:
-        place_at(head.encode())
+        ask_at(head.encode())
     assert unavailable.value.retry_after_s == RETRY_AFTER[value]
 
 
@@ -168,12 +171,109 @@ def test_no_carrier_sends_the_dialer_away_for_ever_or_for_no_time(told: float, s
     assert CarrierUnavailableError("429", told).retry_after_s == seconds
 
 
-def test_an_account_that_cannot_call_is_no_fault_of_the_contact(account: UltravoxStandIn, url: str) -> None:
-    account.fault = 402
-    with pytest.raises(CarrierUnavailableError):
+ACCOUNT = [401, 402, 403, 405, 407, 410]
+NOT_ULTRAVOX = b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nNot Found"
+
+
+@pytest.mark.parametrize("fault", ACCOUNT)
+def test_an_account_that_cannot_call_is_no_fault_of_the_contact(account: UltravoxStandIn, url: str, fault: int) -> None:
+    account.fault = fault
+    with pytest.raises(AccountRefusedError, match=str(fault)):
         place(url)
-    with pytest.raises(CarrierUnavailableError):
+    with pytest.raises(AccountRefusedError, match=str(fault)):
+        find(url)
+
+
+def test_a_wrong_key_is_no_fault_of_the_contact(url: str) -> None:
+    with pytest.raises(AccountRefusedError):
         place(url, ultravox_api_key="another")
+
+
+def test_another_server_at_the_address_is_no_fault_of_the_contact_and_knows_nothing_of_calls() -> None:
+    known = msgspec.structs.replace(UNKNOWN, carrier_call_id="00000000-0000-4000-8000-000000000000")
+    with pytest.raises(AccountRefusedError, match="address"):
+        ask_at(NOT_ULTRAVOX)
+    with pytest.raises(AccountRefusedError, match="address"):
+        ask_at(NOT_ULTRAVOX, lambda carrier: carrier.find(known))
+    with pytest.raises(CallUnclearError):
+        ask_at(NOT_ULTRAVOX, lambda carrier: carrier.find(UNKNOWN))
+
+
+def a_batch(db: TestDatabase, contacts: int, agent: str) -> UUID:
+    """A batch whose contacts have one attempt each."""
+    agency = db.agency()
+    of = db.calling(agency)
+    db.rows("update agent_mappings set ultravox_agent_id = %s where agency_id = %s", agent, agency)
+    batch = db.batch(agency, agent_mapping_id=of["agent_mapping_id"], from_number=of["from_number"])
+    db.contacts(batch, pending=contacts)
+    db.rows("update campaign_contacts set max_attempts = 1")
+    return batch
+
+
+def ultravox(url: str) -> dict[str, Any]:
+    """Of a dialer, one that has at most five requests under way at a time."""
+    settings = Settings(carrier="ultravox", carrier_url=url, ultravox_api_key=API_KEY)
+    return {"carrier": connect_carrier(settings), "dial_concurrency": 5}
+
+
+def dial_until(db: TestDatabase, url: str, *steps: Callable[[], bool]) -> None:
+    """A dialer at work until each step was taken."""
+
+    async def run() -> None:
+        of = ultravox(url)
+        async with dialing(db, **of):
+            for step in steps:
+                await until(step)
+        await of["carrier"].aclose()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("fault", ACCOUNT)
+def test_an_account_that_cannot_call_uses_up_no_attempt_and_holds_the_dialer(
+    db: TestDatabase, account: UltravoxStandIn, url: str, fault: int
+) -> None:
+    batch = a_batch(db, 20, "the-agent")
+    account.fault = fault
+    with logged() as log:
+        dial_once(db, **ultravox(url))
+    assert db.statuses(batch) == {"scheduled": 5, "pending": 15}
+    assert db.value("select max(attempts) from campaign_contacts") == 0
+    (said,) = log.lines("carrier refuses every call: check its settings and account")
+    assert (said["level"], said["hold_s"]) == ("error", 30)
+
+
+def is_stopped(db: TestDatabase, batch: UUID) -> bool:
+    return bool(db.batch_row(batch)["status"] == "stopped")
+
+
+@pytest.mark.parametrize("agent", ["no-such-agent", None])
+def test_a_batch_without_an_agent_to_call_with_is_stopped_and_uses_up_no_attempt(
+    db: TestDatabase, url: str, agent: str | None
+) -> None:
+    other = a_batch(db, 20, "the-agent")
+    batch = a_batch(db, 20, "no-such-agent")
+    if agent is None:
+        db.rows("update call_batches set agent_mapping_id = null where id = %s", batch)
+    with logged() as log:
+        dial_until(
+            db, url, lambda: is_stopped(db, batch), lambda: db.statuses(other) == {"in_progress": 20},
+        )  # fmt: skip
+    assert db.value("select max(attempts) from campaign_contacts where batch_id = %s", batch) == 0
+    # Another claim may have come between its answer and the stop, whose calls stop the batch once more.
+    (event,) = db.rows("select distinct batch_id, action, actor_kind, reason from batch_events")
+    assert (event["batch_id"], event["action"], event["actor_kind"]) == (batch, "stop", "service")
+    said = log.lines("batch refused: it is stopped")[0]
+    assert (said["level"], said["batch_id"], said["reason"]) == ("error", str(batch), event["reason"])
+
+
+def test_a_resumed_batch_whose_agent_is_still_unknown_is_stopped_again(db: TestDatabase, url: str) -> None:
+    batch = a_batch(db, 20, "no-such-agent")
+
+    def resume() -> bool:
+        return bool(db.rows("select resume_batch(%s)", batch))
+
+    dial_until(db, url, lambda: is_stopped(db, batch), resume, lambda: is_stopped(db, batch))
 
 
 @pytest.mark.parametrize("address", ["refused", "http://no-such-host.invalid"])
@@ -191,8 +291,8 @@ def test_anything_else_leaves_it_unclear_whether_it_was_placed(
         place(url)
 
 
-def place_at(answer: bytes) -> None:
-    """Place a call at a server that answers so, and closes the connection."""
+def ask_at(answer: bytes, what: Callable[[Carrier], Awaitable[Any]] = lambda carrier: carrier.place(CALL)) -> None:
+    """Ask a server that answers so, and closes the connection."""
 
     async def run() -> None:
         async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -205,7 +305,7 @@ def place_at(answer: bytes) -> None:
             settings = Settings(carrier="ultravox", carrier_url=f"http://{host}:{port}", ultravox_api_key=API_KEY)
             carrier = connect_carrier(settings)
             try:
-                await carrier.place(CALL)
+                await what(carrier)
             finally:
                 await carrier.aclose()
 
@@ -214,7 +314,7 @@ def place_at(answer: bytes) -> None:
 
 def test_a_connection_that_breaks_after_the_request_leaves_it_unclear() -> None:
     with pytest.raises(CallUnclearError):
-        place_at(b"")
+        ask_at(b"")
 
 
 def test_a_call_whose_answer_was_lost_is_found_by_its_metadata(account: UltravoxStandIn, url: str) -> None:

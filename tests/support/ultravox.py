@@ -15,8 +15,8 @@ API_KEY = "aBCDef.123456"
 
 
 class UltravoxStandIn:
-    """An account. fault: the status that creating calls is answered with instead of 201, or "hang" or "garble",
-    which create the call all the same."""
+    """An account. fault: the status that every request is answered with instead of a success, or "hang" or "garble",
+    which are about creating a call, and create the call all the same."""
 
     def __init__(self) -> None:
         self.fault: int | str | None = None
@@ -60,6 +60,8 @@ class UltravoxStandIn:
         return Response("<html>" if self.fault == "garble" else json.dumps(call), 201, media_type="application/json")
 
     async def _list(self, request: Request) -> Response:
+        if isinstance(self.fault, int):
+            return JSONResponse({"detail": "as the test says"}, self.fault)
         wanted = {k.removeprefix("metadata."): v for k, v in request.query_params.items() if k.startswith("metadata.")}
         found = [call for call in self.calls if wanted.items() <= call["metadata"].items()]
         return JSONResponse({"results": found, "next": None, "previous": None, "total": len(found)})
