@@ -64,7 +64,8 @@ begin
                where c.agency_id = p_agency_id and c.batch_id = p_batch_id
                order by c.agency_id desc, c.batch_id desc, c.id desc
                limit v_batch.calls_per_minute) r
-       where r.created_at > v_now - interval '1 minute'
+       -- A call from a time to come is of a clock that stepped back.
+       where r.created_at between v_now - interval '1 minute' and v_now + interval '1 minute'
        order by r.created_at);
     if cardinality(v_recent) >= v_batch.calls_per_minute then
       update public.call_batches b
@@ -209,7 +210,9 @@ begin
        and b.next_claim_at <= v_now
        and (b.max_concurrent is null or b.queued + b.in_progress < b.max_concurrent)
        and (p_batch_id is null or b.id = p_batch_id)
-     order by b.last_claimed_at nulls first, b.created_at
+     -- A claim at a time to come is of a clock that stepped back.
+     order by case when b.last_claimed_at <= v_now + interval '1 minute' then b.last_claimed_at end nulls first,
+              b.created_at
      limit 50  -- those that turn out to have reached their rate stay locked until the claim commits
   loop
     return query select * from private.claim_batch(v_batch.agency_id, v_batch.id, p_max_contacts, p_lease_seconds);

@@ -69,8 +69,9 @@ comment on function private.complete_batch(uuid, uuid, private.actor) is 'Comple
 
 -- Move batches along: those with nothing left to call are completed; those that are due
 -- (pending or scheduled, with contacts, and scheduled_for past or null) start processing,
--- oldest first. Run it every few seconds; safe when two run at once.
--- max_batches: the most that one run completes, and the most that it starts, 1 to 1000.
+-- oldest first. Those that wait for their next_claim_at are claimed of every 10 minutes all the same: a clock that
+-- stepped back leaves times that nothing waits for. Run it every few seconds; safe when two run at once.
+-- max_batches: the most that one run completes, the most that it wakes, and the most that it starts, 1 to 1000.
 -- Raises PT401, PT403 (not a service or console), PT400 (a number out of range).
 create or replace function private.process_batches(p_max_batches integer)
 returns public.process_batches_result
@@ -101,7 +102,20 @@ begin
       + private.complete_batch(v_live.agency_id, v_live.id, v_actor)::integer;
   end loop;
 
-  -- Last, since these stay locked until the run commits.
+  -- From here on, since these stay locked until the run commits.
+  for v_live in
+    select b.agency_id, b.id
+      from public.call_batches b
+     where b.status = 'processing' and b.next_claim_at > v_now
+       -- The time of the last claim may be of the clock that stepped back.
+       and (b.last_claimed_at between v_now - interval '10 minutes' and v_now + interval '1 minute') is not true
+     limit p_max_batches
+       for no key update skip locked
+  loop
+    update public.call_batches b
+       set next_claim_at = v_now
+     where b.agency_id = v_live.agency_id and b.id = v_live.id;
+  end loop;
   for v_batch in
     select b.*
       from public.call_batches b

@@ -76,7 +76,7 @@ begin
    order by c.agency_id desc, c.batch_id desc, c.id desc
   offset p_batch.calls_per_minute - 1
    limit 1;
-  if v_free_at > p_now then
+  if v_free_at > p_now and v_free_at <= p_now + interval '2 minutes' then  -- as in claim_batch
     return ('calls_per_minute', v_free_at)::private.waiting;
   elsif p_batch.next_claim_at > p_now then
     return ('retry', p_batch.next_claim_at)::private.waiting;

@@ -446,6 +446,67 @@ def test_batches_that_await_contacts_do_not_hold_up_the_completion_of_others(db:
     assert db.batch_row(done)["status"] == "completed"
 
 
+def step_back(db: TestDatabase, by: str) -> None:
+    """The clock steps back: what was noted until now is noted of a time to come."""
+    db.rows(
+        "update call_batches set next_claim_at = next_claim_at + %s::interval,"
+        " last_claimed_at = last_claimed_at + %s::interval",
+        by,
+        by,
+    )
+    db.rows("update calls set created_at = created_at + %s::interval", by)
+
+
+@pytest.mark.parametrize("by", ["90 seconds", "1 day", "10 years"])
+@pytest.mark.parametrize("claimed", [0, 3])
+def test_a_batch_goes_on_when_the_clock_steps_back(db: TestDatabase, claimed: int, by: str) -> None:
+    batch = db.batch(db.agency(), calls_per_minute=3)
+    db.contacts(batch, pending=6)
+    if claimed:
+        assert len(claim(db, claimed)) == claimed
+    step_back(db, by)
+    db.rows("select process_batches()")
+    assert waiting_for(db, batch) is None
+    assert len(claim(db, 3)) == 3
+
+
+def test_a_batch_whose_time_is_wrong_is_looked_at_within_ten_minutes(db: TestDatabase) -> None:
+    batch = db.batch(db.agency())
+    db.contacts(batch, pending=2)
+    assert len(claim(db, 1)) == 1
+    # As after a resume by the wrong clock.
+    db.rows("update call_batches set next_claim_at = now() + interval '1 day'")
+    for minutes, found in ((9, 0), (11, 1)):
+        db.rows("update call_batches set last_claimed_at = now() - make_interval(mins => %s)", minutes)
+        db.rows("select process_batches()")
+        assert len(claim(db)) == found
+
+
+def test_a_look_at_a_batch_that_waits_finds_when_it_waits_until(db: TestDatabase) -> None:
+    batch = db.batch(db.agency())
+    db.contacts(batch, scheduled=1)
+    db.rows("update campaign_contacts set due_at = now() + interval '1 day'")
+    assert claim(db) == []
+    until = db.batch_row(batch)["next_claim_at"]
+    db.rows("update call_batches set last_claimed_at = now() - interval '11 minutes'")
+    db.rows("select process_batches()")
+    assert claim(db) == []
+    assert db.batch_row(batch)["next_claim_at"] == until
+    assert db.value("select next_claim_in()") > 3600
+
+
+def test_a_batch_takes_its_turn_when_the_clock_steps_back(db: TestDatabase) -> None:
+    one = db.batch(db.agency())
+    db.contacts(one, pending=3)
+    assert len(claim(db, 1)) == 1
+    step_back(db, "1 day")
+    db.rows("update call_batches set next_claim_at = now()")
+    other = db.batch(db.agency("Other"))
+    db.contacts(other, pending=3)
+    turns = [claim(db, 1)[0]["batch_id"] for _ in range(4)]
+    assert turns.count(one) == turns.count(other) == 2
+
+
 def test_a_batch_that_waits_for_a_retry_does_not_complete(db: TestDatabase) -> None:
     batch = db.batch(db.agency())
     db.contacts(batch, pending=1)
