@@ -2,7 +2,8 @@ create type public.ingest_webhook_result as (success boolean, event_id text);
 
 -- Store what a carrier reports, once, and answer at once: process_webhook_queue applies it.
 -- p_body: to the byte as it came, for the signature is over it. p_headers: a JSON object, names in lower case.
--- An event that is told again gets the same answer again. One of a type that is not known is stored as ignored:
+-- An event that is told again gets the same answer again. Its id is webhook-id, or else made of the body: Ultravox's
+-- signature does not cover that header, so that a replay could name another id, or the id of an event to come. One of a type that is not known is stored as ignored:
 -- carriers give up endpoints that refuse.
 -- This is the one procedure for callers without a token. One who cannot show a secret of the agency changes nothing
 -- and learns nothing, not even whether there is such an agency.
@@ -39,7 +40,10 @@ begin
   v_event_type := case when jsonb_typeof(v_payload -> 'event') = 'string' then v_payload ->> 'event' end;
   v_is_known := v_event_type in ('call.started', 'call.joined', 'call.ended');
   v_carrier_call_id := case when jsonb_typeof(v_payload #> '{call,callId}') = 'string' then v_payload #>> '{call,callId}' end;
-  v_event_id := coalesce(p_headers ->> 'webhook-id', v_carrier_call_id || ' ' || v_event_type,
+  v_event_id := coalesce(case when p_headers ->> 'webhook-signature' is not null
+                                or p_headers ->> 'x-ultravox-webhook-signature' is null  -- as in verify_webhook
+                              then p_headers ->> 'webhook-id' end,
+                         v_carrier_call_id || ' ' || v_event_type,
                          encode(sha256(convert_to(p_body, 'UTF8')), 'hex'));
   if coalesce(length(v_event_type) not between 1 and 50, true)
      or length(v_event_id) not between 1 and 400

@@ -24,6 +24,6 @@ create index webhook_queue_due on public.webhook_queue (next_retry_at) where nex
 create index webhook_queue_dead on public.webhook_queue (agency_id, id) where status = 'dead';
 
 comment on table public.webhook_queue is 'What carriers reported, each event once.';
-comment on column public.webhook_queue.event_id is 'Its webhook-id, or else the carrier''s call id and the event type.';
+comment on column public.webhook_queue.event_id is 'Its webhook-id, unless the signature does not cover it, or else the carrier''s call id and the event type.';
 comment on column public.webhook_queue.error_message is 'Why it was ignored, or could not be applied.';
 comment on column public.webhook_queue.next_retry_at is 'When it is to be applied; null: never again by itself.';

@@ -205,6 +205,23 @@ def test_a_delivery_that_is_repeated_is_stored_once_and_answered_alike(db: TestD
     assert len(queue(db)) == 2
 
 
+def test_a_header_that_the_signature_does_not_cover_makes_no_new_event(db: TestDatabase) -> None:
+    carrier = Carrier(db, db.agency())
+    signed = signed_ultravox(carrier.secret, BODY)
+    for replay in ({}, {"webhook-id": "msg_1"}, {"webhook-id": "msg_2", "webhook-timestamp": "1"}):
+        assert ingest(db, carrier.agency, headers=signed | replay) == "carrier-0 call.ended"
+    assert queue(db) == [("pending", None)]
+
+
+def test_a_replay_cannot_take_the_place_of_an_event_to_come(db: TestDatabase) -> None:
+    carrier = Carrier(db, db.agency())
+    started, ended = json.dumps(event("call.started")), json.dumps(event("call.ended"))
+    headers = signed_ultravox(carrier.secret, started) | {"webhook-id": "carrier-0 call.ended"}
+    assert ingest(db, carrier.agency, started, headers) == "carrier-0 call.started"
+    assert ingest(db, carrier.agency, ended, signed_ultravox(carrier.secret, ended)) == "carrier-0 call.ended"
+    assert db.value("select array_agg(event_type order by id) from webhook_queue") == ["call.started", "call.ended"]
+
+
 def test_agencies_may_use_the_same_event_ids(db: TestDatabase) -> None:
     for carrier in (Carrier(db, db.agency()), Carrier(db, db.agency("Other"))):
         assert ingest(db, carrier.agency, headers=signed_standard(carrier.secret, BODY)) == "msg_1"
