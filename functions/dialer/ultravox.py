@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from typing import Any
 from urllib.parse import quote
 
 import httpx2
@@ -42,6 +43,7 @@ class _Call(msgspec.Struct, rename="camel"):
     ended: datetime | None = None
     end_reason: str | None = None
     short_summary: str | None = None
+    metadata: dict[str, Any] = {}
 
 
 class _Calls(msgspec.Struct):
@@ -82,14 +84,22 @@ class Ultravox:
     async def find(self, call: OpenCall) -> GoingOn | Ended | None:
         if call.carrier_call_id is not None:
             response = await self._http.send("GET", f"/api/calls/{quote(call.carrier_call_id, safe='')}")
-            if response.status_code != 404:
-                return _state(read(response, _Call))
-            if not _is_of_ultravox(response):
-                raise AccountRefusedError("Ultravox is not at this address")
-            return None
+            if response.status_code == 404:
+                if not _is_of_ultravox(response):
+                    raise AccountRefusedError("Ultravox is not at this address")
+                return None
+            known = read(response, _Call)
+            if known.call_id != call.carrier_call_id or _names_another(known, call):
+                raise CallUnclearError("Ultravox answers with another call")
+            return _state(known)
         wanted = {"metadata.batch_id": str(call.batch_id), "metadata.call_id": str(call.call_id)}
-        found = read(await self._http.send("GET", "/api/calls", params=wanted), _Calls).results
-        return _state(found[0]) if found else None
+        listed = read(await self._http.send("GET", "/api/calls", params=wanted), _Calls).results
+        found = [one for one in listed if _ids(one) == (str(call.batch_id), str(call.call_id))]
+        if listed and not found:
+            # The list is not of what was asked for: the call may be on another page of it.
+            raise CallUnclearError("Ultravox lists other calls than the one asked for")
+        # Of several, one that goes on: only when none does, the call is over.
+        return _state(min(found, key=lambda one: one.ended is not None)) if found else None
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -111,6 +121,16 @@ def _is_of_ultravox(not_found: httpx2.Response) -> bool:
 def _metadata(call: Call) -> dict[str, str]:
     """By which webhooks and searches find the call; Ultravox takes strings alone."""
     return {"batch_id": str(call.batch_id), "contact_id": str(call.contact_id), "call_id": str(call.call_id)}
+
+
+def _ids(call: _Call) -> tuple[Any, Any]:
+    """Of the batch and the call, as _metadata gave them."""
+    return call.metadata.get("batch_id"), call.metadata.get("call_id")
+
+
+def _names_another(found: _Call, call: OpenCall) -> bool:
+    """Whether the metadata, if there is any, is of another call."""
+    return _ids(found) not in ((None, None), (str(call.batch_id), str(call.call_id)))
 
 
 def _state(call: _Call) -> GoingOn | Ended:

@@ -369,6 +369,37 @@ def test_a_call_that_ended_has_the_same_result_when_it_is_found_as_by_its_webhoo
     }
 
 
+def test_a_call_is_found_among_others_and_never_taken_for_another(account: UltravoxStandIn, url: str) -> None:
+    account.lists_all = True
+    assert find(url) is None
+    place(url, msgspec.structs.replace(CALL, call_id=8))
+    place(url, msgspec.structs.replace(CALL, batch_id=UUID(int=7)))
+    with pytest.raises(CallUnclearError, match="other calls"):
+        find(url)
+    placed = place(url)
+    assert find(url) == placed == GoingOn("00000000-0000-4000-8000-000000000002")
+
+
+def test_a_call_that_is_there_twice_is_over_when_both_are(account: UltravoxStandIn, url: str) -> None:
+    place(url)
+    account.end("hangup")
+    second = place(url)
+    assert find(url) == second
+    account.end("hangup")
+    assert isinstance(find(url), Ended)
+
+
+@pytest.mark.parametrize("fields", [{"call_id": "8"}, {"batch_id": str(UUID(int=7))}])
+def test_an_id_of_another_call_tells_nothing(account: UltravoxStandIn, url: str, fields: dict[str, str]) -> None:
+    place(url)
+    known = msgspec.structs.replace(UNKNOWN, carrier_call_id=account.calls[0]["callId"])
+    account.calls[0]["metadata"] |= fields
+    with pytest.raises(CallUnclearError, match="another call"):
+        find(url, known)
+    account.calls[0]["metadata"] = {}
+    assert find(url, known) == GoingOn(account.calls[0]["callId"])
+
+
 def test_a_call_that_was_deleted_there_is_not_there(url: str) -> None:
     assert find(url, msgspec.structs.replace(UNKNOWN, carrier_call_id="gone")) is None
 

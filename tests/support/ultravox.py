@@ -20,6 +20,8 @@ class UltravoxStandIn:
 
     def __init__(self) -> None:
         self.fault: int | str | None = None
+        self.lists_all = False
+        """Whatever a list is asked for, it is of all calls."""
         self.requests: list[dict[str, Any]] = []
         self.calls: list[dict[str, Any]] = []
 
@@ -63,7 +65,7 @@ class UltravoxStandIn:
         if isinstance(self.fault, int):
             return JSONResponse({"detail": "as the test says"}, self.fault)
         wanted = {k.removeprefix("metadata."): v for k, v in request.query_params.items() if k.startswith("metadata.")}
-        found = [call for call in self.calls if wanted.items() <= call["metadata"].items()]
+        found = [call for call in self.calls if self.lists_all or wanted.items() <= call["metadata"].items()]
         return JSONResponse({"results": found, "next": None, "previous": None, "total": len(found)})
 
     async def _get(self, request: Request) -> Response:
