@@ -93,10 +93,12 @@ class JwksCache:
     """The project's public keys, fetched when needed and kept.
 
     A key id that is not known yet is looked up at once (keys rotate), but the address is asked at
-    most once in COOLDOWN_S seconds, however many tokens name keys that do not exist. When it is
-    out of reach, the keys known so far go on to count.
+    most once in COOLDOWN_S seconds, however many tokens name keys that do not exist. While it is
+    out of reach, the keys known so far go on to count until TTL_S, and no longer: a key may have been
+    taken back meanwhile.
     """
 
+    REFRESH_S = 300.0
     TTL_S = 600.0
     COOLDOWN_S = 5.0
     TIMEOUT_S = 3.0
@@ -118,26 +120,30 @@ class JwksCache:
             async with self._lock:
                 if (not self._knows(kid) or self._is_old()) and not self._is_cooling_down():
                     await self._fetch()
-        if self._keys is not None and kid in self._keys:
+        if self._keys is not None and self._knows(kid):
             return self._keys[kid]
         if self._keys is None or not self._in_reach:
             raise unavailable("keys_unavailable", "The keys that verify tokens are out of reach")
         raise jwt.InvalidTokenError("no such key")
 
     def _knows(self, kid: str) -> bool:
-        return self._keys is not None and kid in self._keys
+        return self._keys is not None and kid in self._keys and self._age_s() <= self.TTL_S
 
     def _is_old(self) -> bool:
-        return time.monotonic() - self._fetched_at > self.TTL_S
+        return self._age_s() > self.REFRESH_S
+
+    def _age_s(self) -> float:
+        return time.monotonic() - self._fetched_at
 
     def _is_cooling_down(self) -> bool:
         return self._tried_at is not None and time.monotonic() - self._tried_at < self.COOLDOWN_S
 
     async def _fetch(self) -> None:
+        asked_at = time.monotonic()
         try:
             with anyio.fail_after(self.TIMEOUT_S):
                 self._keys = _public_signing_keys(await self._download())
-            self._fetched_at = time.monotonic()
+            self._fetched_at = asked_at
             self._in_reach = True
             self._observer.count("jwks_fetch", "ok")
         except Exception:  # whatever it answers, it is no fault of the token

@@ -519,12 +519,33 @@ def test_keys_once_known_go_on_to_count_in_an_outage(
     keys.publish(key)
     assert send(keys_client, key.token(USER)).accepted
     keys.fail(*outage)
-    monkeypatch.setattr(JwksCache, "TTL_S", -1.0)  # over at once
+    monkeypatch.setattr(JwksCache, "REFRESH_S", -1.0)  # at once
     assert send(keys_client, key.token(USER)).accepted
     assert send(keys_client, key.token(USER)).accepted
     assert keys.fetches == 3
     # Whether another key exists cannot be known now.
     assert send(keys_client, new_key("b").token(USER)).status == 503
+
+
+@pytest.mark.parametrize("outage", OUTAGES.values(), ids=OUTAGES.keys())
+def test_keys_once_known_count_in_an_outage_for_their_time_to_live_alone(
+    keys: KeyServer, keys_client: TestClient, monkeypatch: pytest.MonkeyPatch, outage: tuple[int, bytes]
+) -> None:
+    key = new_key("a")
+    keys.publish(key)
+    assert send(keys_client, key.token(USER)).accepted
+    keys.fail(*outage)
+    with monkeypatch.context() as later:
+        later.setattr(JwksCache, "TTL_S", -1.0)  # over at once
+        for path in (CANCEL, STOP):
+            answer = Answer(keys_client, f"Bearer {key.token(USER)}", path)
+            assert (answer.status, answer.error) == (503, "The keys that verify tokens are out of reach")
+    keys.publish(key)
+    assert send(keys_client, key.token(USER)).accepted
+
+
+def test_keys_are_asked_for_again_well_before_their_time_to_live_is_over() -> None:
+    assert JwksCache.REFRESH_S + 10 * (JwksCache.COOLDOWN_S + JwksCache.TIMEOUT_S) < JwksCache.TTL_S == 600
 
 
 def test_an_address_where_nobody_listens_is_an_outage() -> None:
@@ -545,7 +566,7 @@ def test_an_outage_is_tried_once_per_cooldown(
     assert keys.fetches == 1
 
 
-def test_after_its_time_to_live_a_revoked_key_counts_no_more(
+def test_a_revoked_key_counts_no_more_when_the_keys_were_asked_for_again(
     keys: KeyServer, keys_client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = new_key("old"), new_key("new")
@@ -554,7 +575,7 @@ def test_after_its_time_to_live_a_revoked_key_counts_no_more(
     keys.publish(new)
     assert send(keys_client, old.token(USER)).accepted
     assert keys.fetches == 1
-    monkeypatch.setattr(JwksCache, "TTL_S", -1.0)
+    monkeypatch.setattr(JwksCache, "REFRESH_S", -1.0)
     assert send(keys_client, old.token(USER)).refused
 
 
@@ -570,7 +591,7 @@ def test_a_key_server_that_hangs_holds_up_nobody_whose_key_is_known(
     keys.publish(key)
     assert send(keys_client, key.token(USER)).accepted
     monkeypatch.setattr(JwksCache, "TIMEOUT_S", 600.0)
-    monkeypatch.setattr(JwksCache, "TTL_S", -1.0)
+    monkeypatch.setattr(JwksCache, "REFRESH_S", -1.0)
     keys.answers.clear()
     keys.asked.clear()
     with ThreadPoolExecutor(1) as pool:
@@ -591,7 +612,7 @@ def test_a_key_server_that_hangs_does_not_hold_up_who_would_refresh_a_known_key(
     keys.publish(key)
     assert send(keys_client, key.token(USER)).accepted
     monkeypatch.setattr(JwksCache, "TIMEOUT_S", 0.2)
-    monkeypatch.setattr(JwksCache, "TTL_S", -1.0)
+    monkeypatch.setattr(JwksCache, "REFRESH_S", -1.0)
     keys.answers.clear()
     assert send(keys_client, key.token(USER)).accepted
 
