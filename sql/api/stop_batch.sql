@@ -11,7 +11,7 @@ create type public.stop_batch_result as (
 -- called are skipped. Stopping a stopped batch is a success. The batch and user come from
 -- private.find_user_batch and are checked again here.
 -- Raises PT401, PT403 (of no agency; neither the user nor an owner or admin), PT404 (no such batch of
--- the user), PT400 (already completed or cancelled), PT409 (idempotency key reused).
+-- the user), PT400 (already completed, cancelled or failed), PT409 (idempotency key reused).
 -- Contract: stop-calling.
 create or replace function private.stop_batch(
   p_agency_id uuid, p_batch_id uuid, p_user_id uuid, p_given_id text, p_skip_remaining boolean,
@@ -44,7 +44,7 @@ begin
   if v_answer is not null then
     return jsonb_populate_record(v_result, v_answer);
   end if;
-  if v_batch.status in ('completed', 'cancelled') then
+  if v_batch.status in ('completed', 'cancelled', 'failed') then
     raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
       detail = format('{"code": "batch_already_%s"}', v_batch.status);
   end if;

@@ -20,7 +20,7 @@ MOVES = {
     "start_batch(%(batch)s::text)": dict.fromkeys(NOT_OVER, "processing"),
     "pause_batch(%(batch)s)": {"processing": "paused", "scheduled": "paused"},
     "resume_batch(%(batch)s)": {"paused": "processing", "stopped": "processing"},
-    "stop_batch(%(batch)s::text)": {s: "stopped" for s in STATUSES if s not in ("completed", "cancelled")},
+    "stop_batch(%(batch)s::text)": dict.fromkeys(NOT_OVER, "stopped"),
     "cancel_batch(%(batch)s)": {s: "cancelled" for s in STATUSES if s not in ("completed", "cancelled")},
 }
 

@@ -110,18 +110,31 @@ def test_stopping_a_stopped_batch_is_a_success(db: TestDatabase) -> None:
     assert stop(db, owner, batch, owner, skip_remaining=True)["contacts_skipped"] == 2
 
 
-@pytest.mark.parametrize("status", ["pending", "scheduled", "processing", "paused", "failed"])
+@pytest.mark.parametrize("status", ["pending", "scheduled", "processing", "paused"])
 def test_a_batch_can_be_stopped_from_every_status_that_is_not_over(db: TestDatabase, status: str) -> None:
     agency = db.agency()
     owner = db.user(agency)
     assert stop(db, owner, db.batch(agency, owner, status=status), owner)["status"] == "stopped"
 
 
-@pytest.mark.parametrize("status", ["completed", "cancelled"])
+@pytest.mark.parametrize("status", ["completed", "cancelled", "failed"])
 def test_a_batch_that_is_over_is_refused_with_pt400(db: TestDatabase, status: str) -> None:
     agency = db.agency()
     owner = db.user(agency)
     assert refusal(db, owner, db.batch(agency, owner, status=status), owner) == "PT400"
+
+
+def test_nothing_but_a_cancel_takes_a_batch_out_of_failed(db: TestDatabase) -> None:
+    batch = db.batch(db.agency(), status="failed")
+    db.contacts(batch, pending=2)
+    for procedure in ("stop_batch(%s::text)", "resume_batch(%s)", "start_batch(%s::text)", "pause_batch(%s)"):
+        with pytest.raises(psycopg.Error) as refused:
+            db.rows(f"select {procedure}", batch)
+        assert refused.value.sqlstate == "PT400"
+    db.rows("select process_batches()")
+    assert db.rows("select claim_contacts()") == []
+    db.rows("select cancel_batch(%s)", batch)
+    assert db.statuses(batch) == {"skipped": 2}
 
 
 @pytest.mark.parametrize("form", ["uuid", "external id"])
