@@ -31,6 +31,8 @@ from .settings import Settings
 _RETRY_SQLSTATES = ("40001", "40P01")
 # Connection exceptions, too many connections, shutdown and restart.
 UNAVAILABLE_SQLSTATES = ("08", "53", "57P")
+# A lock that another transaction holds; that of a batch is refused as batch_busy, in SQL.
+_LOCKED_SQLSTATE = "55P03"
 # What Postgres cannot hold of JSON that it was given as it came: half a surrogate pair or a NUL, a number
 # too large, too many levels.
 _JSON_SQLSTATES = ("22P02", "22P05", "22003", "54001")
@@ -119,12 +121,14 @@ class PostgresDatabase:
                     async with connection.pipeline():
                         await connection.execute(
                             "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
-                            " set_config('request.headers', %s, true), set_config('statement_timeout', %s, true)",
+                            " set_config('request.headers', %s, true), set_config('statement_timeout', %s, true),"
+                            " set_config('lock_timeout', %s, true)",
                             [
                                 caller.role,
                                 json.dumps(caller.claims),
                                 json.dumps({"x-request-id": caller.request_id}),
                                 str(self._settings.statement_timeout_ms),
+                                str(self._lock_timeout_ms(caller)),
                             ],
                         )
                         cursor = await connection.execute(procedure_call(procedure, arguments), arguments)
@@ -134,6 +138,10 @@ class PostgresDatabase:
         except TimeoutError:
             raise unavailable("database_unavailable", "The database does not answer; try again") from None
         return [row[0] for row in rows]
+
+    def _lock_timeout_ms(self, caller: Caller) -> int:
+        is_service = caller.role == "service_role"
+        return self._settings.service_lock_timeout_ms if is_service else self._settings.lock_timeout_ms
 
     async def ping(self) -> None:
         try:
@@ -249,7 +257,13 @@ def _translate(error: psycopg.Error) -> Exception:
         return _refusal(sqlstate, error.diag.message_primary, error.diag.message_detail)
     if sqlstate.startswith(UNAVAILABLE_SQLSTATES):
         return unavailable("database_unavailable", "The database is out of reach; try again")
+    if sqlstate == _LOCKED_SQLSTATE:
+        return _locked()
     return error
+
+
+def _locked() -> FunctionError:
+    return unavailable("busy", "Another request holds what this one needs; try again")
 
 
 def _refusal(sqlstate: str, message: str | None, detail: str | None) -> FunctionError:
@@ -332,6 +346,8 @@ def _translate_postgrest(error: Any) -> Exception:
     code = str(error.code or "")
     if code.startswith("PT"):
         return _refusal(code, error.message, error.details)
+    if code == _LOCKED_SQLSTATE:
+        return _locked()
     if code.startswith("PGRST30"):
         return FunctionError(401, "unauthorized", "Invalid token", {"WWW-Authenticate": "Bearer"})
     # PGRST00x: PostgREST has no database connection. 502 to 504: nor do we have PostgREST.

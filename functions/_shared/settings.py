@@ -60,6 +60,10 @@ class Settings:
     """Most requests that wait for a connection; one more is answered 503 at once."""
     statement_timeout_ms: int = 60_000
     """Milliseconds after which Postgres gives a procedure up and undoes it."""
+    lock_timeout_ms: int = 10_000
+    """Milliseconds that a person's request waits for a lock, such as a held batch's, before it is answered 503."""
+    service_lock_timeout_ms: int = 2_000
+    """The same for the service, such as the dialer."""
     max_body_bytes: int = 65_536
     """A larger request body is answered 413."""
     max_upload_bytes: int = 256 << 20
@@ -101,6 +105,8 @@ class Settings:
     def from_env(cls, env: Mapping[str, str], *, serving: bool = True) -> Settings:
         """Read the settings; raises SettingsError with what to set. serving: people's tokens are verified."""
         url = _url(env, "SUPABASE_URL")
+        statement_timeout_ms = _integer(env, "LASTCALL_STATEMENT_TIMEOUT_MS", 60_000, 2, 86_400_000)
+        longest_lock_timeout_ms = statement_timeout_ms // 2  # a procedure that had to wait has time left to work
         settings = cls(
             database_url=env.get("DATABASE_URL") or None,
             supabase_url=url,
@@ -120,7 +126,13 @@ class Settings:
             pool_reserved=_integer(env, "LASTCALL_POOL_RESERVED", 2, 0, 1_000),
             pool_timeout_s=_integer(env, "LASTCALL_POOL_TIMEOUT_MS", 5_000, 1, 600_000) / 1000,
             pool_max_waiting=_integer(env, "LASTCALL_POOL_MAX_WAITING", 200, 1, 1_000_000),
-            statement_timeout_ms=_integer(env, "LASTCALL_STATEMENT_TIMEOUT_MS", 60_000, 1, 86_400_000),
+            statement_timeout_ms=statement_timeout_ms,
+            lock_timeout_ms=_integer(
+                env, "LASTCALL_LOCK_TIMEOUT_MS", min(10_000, longest_lock_timeout_ms), 1, longest_lock_timeout_ms
+            ),
+            service_lock_timeout_ms=_integer(
+                env, "LASTCALL_SERVICE_LOCK_TIMEOUT_MS", min(2_000, longest_lock_timeout_ms), 1, longest_lock_timeout_ms
+            ),
             max_body_bytes=_integer(env, "LASTCALL_MAX_BODY_BYTES", 65_536, 1_024, 1 << 30),
             max_upload_bytes=_integer(env, "LASTCALL_MAX_UPLOAD_BYTES", 256 << 20, 1_024, 1 << 40),
             carrier=env.get("LASTCALL_CARRIER") or None,

@@ -447,6 +447,33 @@ def test_a_call_that_takes_too_long_is_undone(settings: Settings, db: TestDataba
         assert client.post(path, json=body, headers=bearer(case.user)).status_code == 200
 
 
+@pytest.mark.parametrize("transport", ["settings", "postgrest_settings"])
+def test_a_lock_other_than_a_batch_s_is_waited_for_a_bounded_time_too(
+    db: TestDatabase, request: pytest.FixtureRequest, transport: str
+) -> None:
+    case = Case(db)
+    db.rows(f"alter role authenticator in database {db.value('select current_database()')} set lock_timeout = '50ms'")
+    with serve(request.getfixturevalue(transport), lock_timeout_ms=50) as client:
+        with db.connect() as other, other.transaction():
+            other.execute("lock table campaigns in access exclusive mode")
+            answer = client.get("/functions/v1/calls-batch-list", headers=bearer(case.user))
+        assert unavailable(answer)
+        assert answer.json()["code"] == "busy"
+        assert client.get("/functions/v1/calls-batch-list", headers=bearer(case.user)).status_code == 200
+
+
+@pytest.mark.parametrize(("role", "limit"), [("authenticated", "70ms"), ("service_role", "30ms")])
+def test_people_and_the_service_have_a_lock_timeout_each(
+    settings: Settings, db: TestDatabase, role: str, limit: str
+) -> None:
+    db.rows(
+        "create function public.limit_is() returns text language sql as $$ select current_setting('lock_timeout') $$"
+    )
+    of = replace(settings, lock_timeout_ms=70, service_lock_timeout_ms=30)
+    caller = Caller(role, {"sub": str(uuid4()), "role": role})
+    assert using(of, lambda database: database.call(caller, "limit_is", {})) == [limit]
+
+
 # Asked by Postgres to try again.
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -230,7 +230,25 @@ def told(case: Case, door: str, status: int, body: Any) -> dict[str, Any]:
     return body["data"] if status == 200 else {"message": body["errorMessage"]}
 
 
-@pytest.mark.parametrize("door", ["function over postgres", "function over postgrest", "postgrest", "console"])
+DOORS = ["function over postgres", "function over postgrest", "postgrest", "console"]
+
+
+def through(
+    door: str, db: TestDatabase, request: pytest.FixtureRequest, caller: UUID, case: Case, arguments: dict[str, Any],
+    **settings: Any,
+) -> tuple[int, Any]:  # fmt: skip
+    """What the door answers; settings: of the functions, other than usual."""
+    if door == "function over postgres":
+        of = replace(request.getfixturevalue("settings"), **settings)
+        return through_function(of, caller, case, arguments)
+    if door == "function over postgrest":
+        return through_function(request.getfixturevalue("postgrest_settings"), caller, case, arguments)
+    if door == "postgrest":
+        return through_postgrest(request.getfixturevalue("postgrest_url"), caller, case, arguments)
+    return through_console(db, caller, case, arguments)
+
+
+@pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_door_gives_the_same_answer(
     db: TestDatabase, request: pytest.FixtureRequest, case: Case, door: str
@@ -242,14 +260,7 @@ def test_every_door_gives_the_same_answer(
     before = db.state()
 
     arguments = case.arguments(w)
-    if door == "function over postgres":
-        status, body = through_function(request.getfixturevalue("settings"), caller, case, arguments)
-    elif door == "function over postgrest":
-        status, body = through_function(request.getfixturevalue("postgrest_settings"), caller, case, arguments)
-    elif door == "postgrest":
-        status, body = through_postgrest(request.getfixturevalue("postgrest_url"), caller, case, arguments)
-    else:
-        status, body = through_console(db, caller, case, arguments)
+    status, body = through(door, db, request, caller, case, arguments)
 
     created = 201 if "function" in door and case.procedure in ("create_batch", "retry_batch") else 200
     assert status == (created if case.status == 200 else case.status)
@@ -262,6 +273,33 @@ def test_every_door_gives_the_same_answer(
         assert event == {"actor_kind": "user", "actor_id": caller, "actor_role": "authenticated"}
     else:
         assert db.state() == before
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("case", [case for case in CASES if case.name.endswith(": a batch being dialed")],
+                         ids=lambda case: case.name)  # fmt: skip
+def test_every_door_refuses_a_held_batch_as_busy(
+    db: TestDatabase, request: pytest.FixtureRequest, case: Case, door: str
+) -> None:
+    w = world(db)
+    # The functions say themselves for how long they wait; PostgREST and the console log in with it.
+    name = db.value("select current_database()")
+    for role in ("authenticator", "lastcall_functions"):
+        db.rows(f"alter role {role} in database {name} set lock_timeout = '50ms'")
+    before = db.state()
+    with db.connect() as holder, holder.transaction():
+        holder.execute("select from call_batches where id = %s for no key update", [w.batch])
+        status, body = through(door, db, request, w.owner, case, case.arguments(w), lock_timeout_ms=50)
+    assert status == 503
+    assert told(case, door, status, body)["message"] == "Another request holds this batch; try again"
+    if "function" in door:
+        detail = body["data"] if PATHS[case.procedure][0].startswith("/api/") else body
+    else:
+        detail = json.loads(body["details"])
+        assert detail["code"] == "batch_busy"
+    assert detail["retry_after"] == 2
+    assert detail["held_seconds"] >= 0
+    assert db.state() == before
 
 
 @pytest.mark.parametrize("procedure", ["cancel_batch", "stop_batch"])

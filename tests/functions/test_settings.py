@@ -58,12 +58,21 @@ def test_limits_and_the_address_may_be_set() -> None:
             "LASTCALL_POOL_TIMEOUT_MS": "250",
             "LASTCALL_POOL_MAX_WAITING": "7",
             "LASTCALL_STATEMENT_TIMEOUT_MS": "1000",
+            "LASTCALL_LOCK_TIMEOUT_MS": "500",
+            "LASTCALL_SERVICE_LOCK_TIMEOUT_MS": "100",
             "LASTCALL_MAX_BODY_BYTES": "2048",
         }
     )
     assert (settings.host, settings.port, settings.pool_size) == ("0.0.0.0", 80, 3)
     assert (settings.pool_reserved, settings.pool_timeout_s, settings.pool_max_waiting) == (1, 0.25, 7)
     assert (settings.statement_timeout_ms, settings.max_body_bytes) == (1000, 2048)
+    assert (settings.lock_timeout_ms, settings.service_lock_timeout_ms) == (500, 100)
+
+
+@pytest.mark.parametrize(("statement", "lock", "service_lock"), [(60_000, 10_000, 2_000), (6_000, 3_000, 2_000)])
+def test_a_lock_wait_ends_before_the_statement_does(statement: int, lock: int, service_lock: int) -> None:
+    settings = Settings.from_env(POSTGRES | {"LASTCALL_STATEMENT_TIMEOUT_MS": str(statement)})
+    assert (settings.lock_timeout_ms, settings.service_lock_timeout_ms) == (lock, service_lock)
 
 
 def test_calls_are_reconciled_no_sooner_than_a_request_has_ended() -> None:

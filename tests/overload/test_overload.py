@@ -38,7 +38,15 @@ RESERVED = 2
 @pytest.fixture
 def busy_settings(settings: Settings) -> Settings:
     # Who waits, waits for ten minutes: what is answered is answered for another reason.
-    return replace(settings, pool_size=BUSY + RESERVED, pool_reserved=RESERVED, pool_timeout_s=600, pool_max_waiting=8)
+    return replace(
+        settings,
+        pool_size=BUSY + RESERVED,
+        pool_reserved=RESERVED,
+        pool_timeout_s=600,
+        pool_max_waiting=8,
+        lock_timeout_ms=600_000,
+        statement_timeout_ms=1_200_000,
+    )
 
 
 class House:
