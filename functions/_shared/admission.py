@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import anyio
 
+from .auth import Caller
 from .errors import FunctionError, unavailable
+from .log import logger
 from .settings import Settings
 
+CURRENT_AGENCY = "current_agency"
+"""The procedure that tells the agency of a user."""
 # What keeps calls from starting: it does not wait for those who read, create or import.
 _ENDING = ("cancel_batch", "pause_batch", "stop_batch")
 
@@ -19,13 +24,20 @@ def no_connection() -> FunctionError:
     return unavailable("no_connection", "No database connection is free; try again")
 
 
-class Turns:
-    """Lets callers wait for their turn: so many at a time, in the order in which they came."""
+def _batch_busy() -> FunctionError:
+    """503, as the core refuses a batch that another request holds."""
+    return unavailable("batch_busy", "Another request holds this batch; try again")
 
-    def __init__(self, number: int, settings: Settings) -> None:
+
+class Turns:
+    """Lets callers wait for their turn: so many at a time, in the order in which they came. refusal: of a turn that
+    does not come."""
+
+    def __init__(self, number: int, settings: Settings, refusal: Callable[[], FunctionError] = no_connection) -> None:
         self._free = anyio.Semaphore(number)
         self.waiting = 0
         self._settings = settings
+        self._refusal = refusal
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[None]:
@@ -41,34 +53,107 @@ class Turns:
 
     async def _wait(self) -> None:
         if self.waiting >= self._settings.pool_max_waiting:
-            raise no_connection()
+            raise self._refusal()
         self.waiting += 1
         try:
             with anyio.fail_after(self._settings.pool_timeout_s):
                 await self._free.acquire()
         except TimeoutError:
-            raise no_connection() from None
+            raise self._refusal() from None
         finally:
             self.waiting -= 1
 
 
-class Admission:
-    """Who may use the connections: of all procedures but those that end calls only so many at a time that some
-    connections are left for these. Health checks, for which nobody has to sign in, take turns at one."""
+class TurnsByKey:
+    """Turns of their own for each key, as long as somebody has one or waits for one."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._others = Turns(max(settings.pool_size - settings.pool_reserved, 1), settings)
-        self._pings = Turns(1, settings)
+    def __init__(self, number: int, settings: Settings, refusal: Callable[[], FunctionError]) -> None:
+        self._number = number
+        self._settings = settings
+        self._refusal = refusal
+        self._turns: dict[Any, Turns] = {}
+        self._users: dict[Any, int] = {}
 
     @property
     def waiting(self) -> int:
         """How many wait for a turn."""
-        return self._others.waiting + self._pings.waiting
+        return sum(turns.waiting for turns in self._turns.values())
 
-    def call(self, procedure: str) -> AbstractAsyncContextManager[None]:
+    @asynccontextmanager
+    async def take(self, key: Any) -> AsyncIterator[None]:
+        """A turn of the key, for the block. Raises 503, as Turns."""
+        turns = self._turns.setdefault(key, Turns(self._number, self._settings, self._refusal))
+        self._users[key] = self._users.get(key, 0) + 1
+        try:
+            async with turns.take():
+                yield
+        finally:
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._turns[key], self._users[key]
+
+
+class Admission:
+    """Who may use the connections.
+
+    Of all procedures but those that end calls only so many run at a time that some connections are left for these. One
+    agency has fewer than that many at a time, so that another one always finds a connection, and a user one for each
+    batch. Health checks, for which nobody has to sign in, take turns at one.
+    """
+
+    def __init__(self, settings: Settings, find_agency: Callable[[Caller], Awaitable[Any]]) -> None:
+        """find_agency: the agency of a caller, by a call of CURRENT_AGENCY."""
+        self._find_agency = find_agency
+        self._others = Turns(max(settings.pool_size - settings.pool_reserved, 1), settings)
+        self._pings = Turns(1, settings)
+        self._lookups = Turns(1, settings)
+        self._repeats = TurnsByKey(1, settings, _batch_busy)
+        self._agencies = TurnsByKey(max(settings.pool_reserved - 2, 1), settings, _too_many)
+        self._first_is_here = False
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a turn."""
+        every = (self._others, self._pings, self._lookups, self._repeats, self._agencies)
+        return sum(turns.waiting for turns in every)
+
+    def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> AbstractAsyncContextManager[None]:
         """A block that calls the procedure. Raises 503."""
-        return nullcontext() if procedure in _ENDING else self._others.take()
+        if procedure in _ENDING:
+            return self._end(caller, str(arguments.get("batch_id")))
+        return (self._lookups if procedure == CURRENT_AGENCY else self._others).take()
 
     def ping(self) -> AbstractAsyncContextManager[None]:
         """A block that asks whether the database answers. Raises 503."""
         return self._pings.take()
+
+    @asynccontextmanager
+    async def _end(self, caller: Caller, batch_id: str) -> AsyncIterator[None]:
+        # Not by the batch alone: a stranger may name it, too.
+        async with self._repeats.take((_user(caller), batch_id)):
+            if self._first_is_here:
+                async with self._agencies.take(await self._agency(caller)):
+                    yield
+            else:
+                # One may go on whosever it is, so that a request costs no look-up as long as it is the only one.
+                self._first_is_here = True
+                try:
+                    yield
+                finally:
+                    self._first_is_here = False
+
+    async def _agency(self, caller: Caller) -> str:
+        try:
+            agency = await self._find_agency(caller)
+        except Exception:  # whatever it is, it does not keep a call from being ended
+            logger.exception("agency not found")
+            agency = None
+        return str(agency or _user(caller))
+
+
+def _user(caller: Caller) -> str:
+    return str(caller.claims.get("sub", caller.role))
+
+
+def _too_many() -> FunctionError:
+    return unavailable("busy", "Too many such requests at a time; try again")

@@ -20,7 +20,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from starlette.requests import Request
 
-from .admission import Admission, no_connection
+from .admission import CURRENT_AGENCY, Admission, no_connection
 from .auth import Caller
 from .errors import FunctionError, unavailable
 from .log import logger
@@ -93,7 +93,7 @@ class PostgresDatabase:
     def __init__(self, settings: Settings, observer: Observer = NOBODY) -> None:
         self._settings = settings
         self._observer = observer
-        self._admission = Admission(settings)
+        self._admission = Admission(settings, self._find_agency)
         # Postgres ends what takes too long. This is for one that cannot be heard any more.
         self._deadline_s = settings.statement_timeout_ms / 1000 + settings.pool_timeout_s
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] | None = None
@@ -116,7 +116,7 @@ class PostgresDatabase:
     async def _execute(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
         try:
             # What has begun comes to its end, also when nobody waits for it any more: the connection is clean then.
-            async with self._connection(self._admission.call(procedure)) as connection:
+            async with self._connection(self._admission.call(caller, procedure, arguments)) as connection:
                 with anyio.fail_after(self._deadline_s, shield=True):
                     async with connection.pipeline():
                         await connection.execute(
@@ -138,6 +138,9 @@ class PostgresDatabase:
         except TimeoutError:
             raise unavailable("database_unavailable", "The database does not answer; try again") from None
         return [row[0] for row in rows]
+
+    async def _find_agency(self, caller: Caller) -> Any:
+        return (await self.call(caller, CURRENT_AGENCY, {}))[0]
 
     def _lock_timeout_ms(self, caller: Caller) -> int:
         is_service = caller.role == "service_role"
@@ -285,7 +288,7 @@ class PostgrestDatabase:
         self._observer = observer
         self._url = f"{settings.supabase_url}/rest/v1"
         self._headers = {"apikey": settings.publishable_key or ""}
-        self._admission = Admission(settings)
+        self._admission = Admission(settings, self._find_agency)
         timeout = httpx.Timeout(settings.statement_timeout_ms / 1000, connect=5, pool=settings.pool_timeout_s)
         limits = httpx.Limits(max_connections=settings.pool_size)
         self._http = httpx.AsyncClient(base_url=self._url, timeout=timeout, limits=limits)
@@ -311,7 +314,7 @@ class PostgrestDatabase:
         for last_try in (False, True):
             with self._observer.operation("procedure", procedure) as operation:
                 try:
-                    async with self._admission.call(procedure):
+                    async with self._admission.call(caller, procedure, arguments):
                         data = (await client.rpc(procedure, given).execute()).data
                     return data if isinstance(data, list) else [data]
                 except httpx.TransportError:
@@ -323,6 +326,9 @@ class PostgrestDatabase:
                         raise _translate_postgrest(error) from error
                     operation.outcome = "retry"
         raise AssertionError("unreachable")
+
+    async def _find_agency(self, caller: Caller) -> Any:
+        return (await self.call(caller, CURRENT_AGENCY, {}))[0]
 
     async def ping(self) -> None:
         import httpx

@@ -52,8 +52,9 @@ class Settings:
     port: int = 8787
     pool_size: int = 10
     """Most database connections."""
-    pool_reserved: int = 2
-    """Of these, how many only a cancel, stop or pause may use. One at least is for everything else."""
+    pool_reserved: int = 4
+    """Of these, how many only a cancel, stop or pause may use; of one agency at most one fewer run at a time. One
+    connection at least is for everything else."""
     pool_timeout_s: float = 5.0
     """Seconds that a request waits for a connection before it is answered 503."""
     pool_max_waiting: int = 200
@@ -123,7 +124,7 @@ class Settings:
             host=env.get("HOST") or "127.0.0.1",
             port=_integer(env, "PORT", 8787, 0, 65_535),
             pool_size=_integer(env, "LASTCALL_POOL_SIZE", 10, 1, 1_000),
-            pool_reserved=_integer(env, "LASTCALL_POOL_RESERVED", 2, 0, 1_000),
+            pool_reserved=_integer(env, "LASTCALL_POOL_RESERVED", 4, 0, 1_000),
             pool_timeout_s=_integer(env, "LASTCALL_POOL_TIMEOUT_MS", 5_000, 1, 600_000) / 1000,
             pool_max_waiting=_integer(env, "LASTCALL_POOL_MAX_WAITING", 200, 1, 1_000_000),
             statement_timeout_ms=statement_timeout_ms,

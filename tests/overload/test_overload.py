@@ -32,7 +32,9 @@ CANCEL, PAUSE, LIST, EXPORT, ADD = (
 )
 BUSY = 4
 """Connections for everything but what ends calls; RESERVED are left for that."""
-RESERVED = 2
+RESERVED = 3
+OF_AN_AGENCY = 2
+"""Of these, those that one agency may have at a time."""
 
 
 @pytest.fixture
@@ -46,6 +48,16 @@ def busy_settings(settings: Settings) -> Settings:
         pool_max_waiting=8,
         lock_timeout_ms=600_000,
         statement_timeout_ms=1_200_000,
+    )
+
+
+def transported(settings: Settings, request: pytest.FixtureRequest, transport: str) -> Settings:
+    """The settings over this transport."""
+    if transport == "postgres":
+        return settings
+    there: Settings = request.getfixturevalue("postgrest_settings")
+    return replace(
+        settings, transport="postgrest", supabase_url=there.supabase_url, publishable_key=there.publishable_key
     )
 
 
@@ -64,8 +76,10 @@ class House:
         self.db.contacts(batch, pending=3)
         return batch
 
-    def post(self, path: str, batch: UUID, **more: Any) -> httpx2.Response:
-        return self.client.post(path, json={"batch_id": str(batch), **more})
+    def post(self, path: str, batch: UUID, user: UUID | None = None, **more: Any) -> httpx2.Response:
+        """Ask for the batch as the user, or the owner."""
+        headers = bearer(user) if user else {}
+        return self.client.post(path, json={"batch_id": str(batch), **more}, headers=headers)
 
     def list(self, _number: int = 0) -> httpx2.Response:
         return self.client.get(LIST)
@@ -86,6 +100,13 @@ class House:
             " where datname = current_database() and application_name = 'lastcall' group by 1"
         )
         return {row["state"]: row["n"] for row in rows}
+
+    @contextmanager
+    def held(self, *batches: UUID) -> Iterator[None]:
+        """Whoever would change one of the batches waits."""
+        with self.db.connect() as other, other.transaction():
+            other.execute("select from call_batches where id = any (%s) for no key update", [list(batches)])
+            yield
 
     @contextmanager
     def unreadable(self) -> Iterator[None]:
@@ -122,12 +143,7 @@ def unavailable(response: httpx2.Response) -> bool:
 def test_a_cancel_is_answered_while_everything_else_is_stuck(
     db: TestDatabase, busy_settings: Settings, request: pytest.FixtureRequest, transport: str
 ) -> None:
-    settings = busy_settings
-    if transport == "postgrest":
-        there: Settings = request.getfixturevalue("postgrest_settings")
-        settings = replace(
-            settings, transport="postgrest", supabase_url=there.supabase_url, publishable_key=there.publishable_key
-        )
+    settings = transported(busy_settings, request, transport)
     with house(db, settings) as inside, ThreadPoolExecutor(BUSY + 9) as threads:
         one, other = inside.batch(), inside.batch()
         with inside.unlistable():
@@ -142,6 +158,85 @@ def test_a_cancel_is_answered_while_everything_else_is_stuck(
             assert inside.waiting() == BUSY
         assert sorted(answer.result().status_code for answer in stuck) == [200] * (BUSY + 8) + [503]
         assert inside.list().status_code == 200
+
+
+def test_a_user_waits_for_a_held_batch_on_one_connection_however_often_it_is_asked_for(
+    db: TestDatabase, busy_settings: Settings
+) -> None:
+    with house(db, replace(busy_settings, pool_max_waiting=20)) as inside, ThreadPoolExecutor(12) as threads:
+        batch = inside.batch()
+        with inside.held(batch):
+            sent = [threads.submit(inside.post, CANCEL, batch) for _ in range(10)]
+            until(lambda: inside.waiting() == 1)
+            assert inside.post(CANCEL, inside.batch()).status_code == 200
+            assert inside.waiting() == 1
+        assert sorted(answer.result().status_code for answer in sent) == [200] + [400] * 9
+
+
+@pytest.mark.parametrize("transport", ["postgres", "postgrest"])
+def test_an_agency_leaves_another_agency_a_connection_to_cancel_however_many_of_its_batches_are_held(
+    db: TestDatabase, busy_settings: Settings, request: pytest.FixtureRequest, transport: str
+) -> None:
+    settings = replace(transported(busy_settings, request, transport), pool_max_waiting=40)
+    db.rows(f"alter role authenticator in database {db.value('select current_database()')} set lock_timeout = '10min'")
+    with house(db, settings) as inside, ThreadPoolExecutor(40) as threads:
+        users = [inside.owner, *(db.user(inside.agency) for _ in range(3))]
+        batches = [inside.batch() for _ in range(8)]
+        other = db.agency("Other")
+        other_owner = db.user(other)
+        others = [db.batch(other, other_owner) for _ in range(3)]
+        with inside.unlistable(), inside.held(*batches):
+            lists = [threads.submit(inside.list) for _ in range(BUSY)]
+            until(lambda: inside.waiting() == BUSY)
+            sent = [threads.submit(inside.post, CANCEL, batch, users[i % 4]) for i, batch in enumerate(batches)]
+            until(lambda: inside.waiting() == BUSY + OF_AN_AGENCY)
+            assert [inside.post(CANCEL, batch, other_owner).status_code for batch in others] == [200] * 3
+            assert inside.waiting() == BUSY + OF_AN_AGENCY
+            assert not any(answer.done() for answer in sent)
+        assert [answer.result().status_code for answer in sent] == [200] * 8
+        assert {answer.result().status_code for answer in lists} == {200}
+
+
+def test_a_user_who_waits_for_too_long_behind_the_own_request_is_told_that_the_batch_is_busy(
+    db: TestDatabase, busy_settings: Settings
+) -> None:
+    with house(db, replace(busy_settings, pool_timeout_s=0.2)) as inside, ThreadPoolExecutor(1) as threads:
+        batch = inside.batch()
+        with inside.held(batch):
+            first = threads.submit(inside.post, CANCEL, batch)
+            until(lambda: inside.waiting() == 1)
+            second = inside.post(PAUSE, batch)
+            assert unavailable(second)
+            assert second.json()["code"] == "batch_busy"
+        assert first.result().status_code == 200
+
+
+def test_an_agency_that_has_its_share_is_told_to_come_again(db: TestDatabase, busy_settings: Settings) -> None:
+    settings = replace(busy_settings, pool_timeout_s=0.2)
+    with house(db, settings) as inside, ThreadPoolExecutor(OF_AN_AGENCY) as threads:
+        batches = [inside.batch() for _ in range(OF_AN_AGENCY)]
+        with inside.held(*batches):
+            sent = [threads.submit(inside.post, CANCEL, batch) for batch in batches]
+            until(lambda: inside.waiting() == OF_AN_AGENCY)
+            refused = inside.post(CANCEL, inside.batch())
+            assert unavailable(refused)
+            assert refused.json()["code"] == "busy"
+        assert [answer.result().status_code for answer in sent] == [200] * OF_AN_AGENCY
+        assert inside.post(CANCEL, inside.batch()).status_code == 200
+
+
+def test_a_stranger_who_names_the_batch_does_not_hold_up_its_owner(db: TestDatabase, busy_settings: Settings) -> None:
+    with house(db, busy_settings) as inside, ThreadPoolExecutor(2) as threads:
+        batch = inside.batch()
+        stranger = db.user(db.agency("Other"))
+        with db.connect() as other, other.transaction():
+            # The stranger is looked up, and waits for that.
+            other.execute("lock table users in access exclusive mode")
+            sent = threads.submit(inside.post, CANCEL, batch, stranger)
+            until(lambda: inside.waiting() == 1)
+            mine = threads.submit(inside.post, CANCEL, batch)
+            until(lambda: inside.waiting() == 2)
+        assert (sent.result().status_code, mine.result().status_code) == (404, 200)
 
 
 def test_ten_times_as_many_clients_as_connections_are_answered_or_told_to_come_again(

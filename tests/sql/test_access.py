@@ -46,7 +46,7 @@ EXECUTE = {
     "anon": {"public.ingest_webhook", "private.ingest_webhook"},
     "lastcall_functions": set(),
     "authenticator": set(),
-    "authenticated": PEOPLE | {"private.current_agency_id"},
+    "authenticated": PEOPLE | {"private.current_agency_id", "public.current_agency"},
     "service_role": SERVICE,
     "lastcall_admin": SERVICE,
 }
