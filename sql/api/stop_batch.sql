@@ -8,8 +8,8 @@ create type public.stop_batch_result as (
 
 -- Stop a batch: no further call starts, the call queue is emptied, calls in progress finish.
 -- Contacts stay, and the batch can be resumed; with p_skip_remaining those not yet
--- called are skipped. Stopping a stopped batch is a success. The batch and user come from
--- private.find_user_batch and are checked again here.
+-- called are skipped. Stopping a stopped batch again is a success, and reads no contacts unless the counters tell of
+-- some to release or skip. The batch and user come from private.find_user_batch and are checked again here.
 -- Raises PT401, PT403 (of no agency; neither the user nor an owner or admin), PT404 (no such batch of
 -- the user), PT400 (already completed, cancelled or failed), PT409 (idempotency key reused).
 -- Contract: stop-calling.
@@ -50,7 +50,12 @@ begin
   end if;
 
   v_result := row(p_given_id, 'stopped'::public.batch_status, 0, 0, v_batch.in_progress);
-  if p_skip_remaining then
+  if v_batch.status = 'stopped' and v_batch.queued <= 0
+     and (not p_skip_remaining
+          or v_batch.skip_remaining
+         and v_batch.in_progress + v_batch.completed + v_batch.failed + v_batch.skipped >= v_batch.total_contacts) then
+    null;  -- none is left to release or skip
+  elsif p_skip_remaining then
     v_result.contacts_skipped := private.skip_remaining(p_agency_id, p_batch_id, 'Batch stopped');
   else
     v_result.contacts_released := private.release_queued(p_agency_id, p_batch_id, v_batch.claim_cursor, 'infinity');

@@ -244,3 +244,45 @@ def test_a_failed_call_is_not_retried_when_the_batch_was_ended_early(db: TestDat
         batch,
     )
     assert db.statuses(batch) == {"failed": 1, "skipped": 1} | ({"pending": added} if added else {})
+
+
+def contacts_read(db: TestDatabase, batch: UUID, skip_remaining: bool) -> int:
+    """How many contacts a stop reads."""
+    with db.connect() as connection, connection.transaction():
+        connection.execute("select stop_batch(%s::text, skip_remaining => %s)", [batch, skip_remaining])
+        row = connection.execute(
+            "select seq_tup_read + coalesce(idx_tup_fetch, 0) as n from pg_stat_xact_user_tables"
+            " where relname = 'campaign_contacts'"
+        ).fetchone()
+    assert row is not None
+    number: int = row["n"]
+    return number
+
+
+@pytest.mark.parametrize("skip_remaining", [False, True])
+def test_a_stop_of_a_stopped_batch_reads_no_contacts(db: TestDatabase, skip_remaining: bool) -> None:
+    batch = db.batch(db.agency())
+    db.contacts(batch, **ALL)
+    assert contacts_read(db, batch, skip_remaining) > 0
+    assert contacts_read(db, batch, skip_remaining) == 0
+    assert db.batch_row(batch)["status"] == "stopped"
+
+
+def test_a_stop_of_a_stopped_batch_skips_what_was_added_since(db: TestDatabase) -> None:
+    batch = db.batch(db.agency())
+    db.contacts(batch, pending=3)
+    for skipped in (3, 0):
+        answer = db.row("select * from stop_batch(%s::text, skip_remaining => true)", batch)
+        assert answer["contacts_skipped"] == skipped
+    db.rows("select add_contacts(%s, %s)", batch, json.dumps([{"phone_number": "+15559999999"}]))
+    answer = db.row("select * from stop_batch(%s::text, skip_remaining => true)", batch)
+    assert answer["contacts_skipped"] == 1
+    assert db.statuses(batch) == {"skipped": 4}
+
+
+def test_a_stop_of_a_stopped_batch_skips_what_the_first_one_left(db: TestDatabase) -> None:
+    batch = db.batch(db.agency())
+    db.contacts(batch, pending=3)
+    db.rows("select stop_batch(%s::text)", batch)
+    answer = db.row("select * from stop_batch(%s::text, skip_remaining => true)", batch)
+    assert answer["contacts_skipped"] == 3
