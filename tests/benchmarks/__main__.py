@@ -6,10 +6,10 @@ import argparse
 import signal
 import sys
 
-from . import cancel, claims, cold_start, imports, overload, serving, silence, webhooks, wide
+from . import cancel, claims, cold_start, imports, neighbours, overload, serving, silence, webhooks, wide
 from .lab import open_lab, progress
 
-BENCHMARKS = ("cancel", "silence", "claims", "webhooks", "imports", "overload", "cold-start", "serving")
+BENCHMARKS = ("cancel", "silence", "claims", "webhooks", "imports", "overload", "neighbours", "cold-start", "serving")
 
 
 def main() -> int:
@@ -35,6 +35,8 @@ def main() -> int:
                 print(imports.run(lab, [n for n in arguments.sizes if n >= 1000], min(arguments.runs, 3)), flush=True)
             if "overload" in arguments.only:
                 print(overload.run(lab, arguments.runs), flush=True)
+            if "neighbours" in arguments.only:
+                print(neighbours.run(lab, min(arguments.runs, 3)), flush=True)
             if "cold-start" in arguments.only:
                 print(cold_start.run(lab, arguments.runs * 4), flush=True)
             if "serving" in arguments.only:

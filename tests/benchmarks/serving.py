@@ -127,7 +127,7 @@ def _measure(lab: Lab, variant: str, connections: int, seconds: float, most: int
         "LASTCALL_POOL_MAX_WAITING": "100000",
         "LASTCALL_POOL_TIMEOUT_MS": "60000",
     }
-    with tempfile.TemporaryDirectory(prefix="lastcall-bench-") as folder, _server(variant, settings) as (port, process):
+    with tempfile.TemporaryDirectory(prefix="lastcall-bench-") as folder, serve(variant, settings) as (port, process):
         ids = Path(folder) / "ids"
         ids.write_text("\n".join(map(str, batches)))
         script = Path(folder) / "cancel.lua"
@@ -186,7 +186,7 @@ def _load(lab: Lab, number: int) -> tuple[UUID, list[UUID]]:
 
 
 @contextmanager
-def _server(variant: str, settings: dict[str, str]) -> Iterator[tuple[int, psutil.Process]]:
+def serve(variant: str, settings: dict[str, str]) -> Iterator[tuple[int, psutil.Process]]:
     """The server, which answers: its port and process."""
     with (
         reserved_port() as port,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import cancel, claims, cold_start, imports, overload, serving, silence, webhooks, wide
+from . import cancel, claims, cold_start, imports, neighbours, overload, serving, silence, webhooks, wide
 from .lab import Lab, open_lab
 
 pytestmark = [pytest.mark.long, pytest.mark.one_postgres]
@@ -82,3 +82,10 @@ def test_serving_by_every_server_that_is_compared(lab: Lab) -> None:
 def test_overload_measures_every_moment(lab: Lab) -> None:
     found = rows(overload.run(lab, runs=1))
     assert [row[1] for row in found] == ["1"] * 4
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_neighbours_measures_every_situation_and_refuses_no_cancel(lab: Lab) -> None:
+    found = rows(neighbours.run(lab, runs=1, stopped=100, cancels=2))
+    assert [row[1] for row in found] == ["2"] * 4
+    assert [row[-1] for row in found] == ["0"] * 4
