@@ -106,6 +106,7 @@ returns public.retry_batch_result
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set statement_timeout = '5min'  -- by PostgREST, instead of the role's: the time grows with the batch
 as $$
   select private.retry_batch(
     private.find_batch_agency(batch_id), batch_id, outcomes, scheduled_for, idempotency_key, reason)

@@ -92,6 +92,7 @@ returns public.stop_batch_result
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set statement_timeout = '5min'  -- by PostgREST, instead of the role's: the time grows with the batch
 as $$
   select private.stop_batch(
            t.agency_id, t.batch_id, t.user_id, $1, coalesce(skip_remaining, false), idempotency_key, reason)

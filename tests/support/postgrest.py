@@ -2,7 +2,8 @@
 
 It does what PostgREST's documentation says of POST /rpc/<name>: verify the token, become its role
 with its claims for one transaction, call the function with the body's named arguments, and answer
-with the result or with the error under the status of its SQLSTATE. It is not PostgREST: no tables,
+with the result or with the error under the status of its SQLSTATE. The transaction has the settings of the role, and
+over these some of the function ("Impersonated Role Settings", "Function Settings"). It is not PostgREST: no tables,
 no filters, no media types, no schema cache to reload, one agreed secret.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 import jwt
 import psycopg
 from anyio.to_thread import run_sync
-from psycopg import sql
+from psycopg import IsolationLevel, sql
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -26,6 +27,12 @@ from .database import Connection, connect
 from .tokens import SECRET
 
 PUBLISHABLE_KEY = "sb_publishable_for_tests"
+HOISTED = ("statement_timeout", "plan_filter.statement_cost_limit", "default_transaction_isolation")
+"""The settings of a function that count for its transaction: PostgREST's default of db-hoisted-tx-settings."""
+_ISOLATION = {
+    "repeatable read": IsolationLevel.REPEATABLE_READ,
+    "serializable": IsolationLevel.SERIALIZABLE,
+}
 
 
 def postgrest(database_url: str) -> Starlette:
@@ -74,8 +81,7 @@ class _Connections:
     def connection(self) -> Iterator[Connection]:
         connection = self._take() or connect(self._url, prepare_threshold=None)
         try:
-            with connection.transaction():
-                yield connection
+            yield connection
         finally:
             if not connection.closed:
                 self._idle.append(connection)
@@ -123,7 +129,7 @@ def _call(
 ) -> Any:
     with connections.connection() as connection:
         function = connection.execute(
-            "select p.oid, p.proretset, array(select format('%%I %%s', a.name, format_type(a.type, null))"
+            "select p.oid, p.proretset, p.proconfig, array(select format('%%I %%s', a.name, format_type(a.type, null))"
             "  from unnest(p.proargnames[1:p.pronargs], p.proargtypes::oid[]) as a (name, type)"
             "  where a.name = any (%s)) as given"
             " from pg_proc p where p.pronamespace = 'public'::regnamespace and p.proname = %s",
@@ -131,20 +137,47 @@ def _call(
         ).fetchone()
         if function is None or len(function["given"]) != len(arguments):
             raise LookupError
-        headers = {name: value for name, value in request.headers.items() if name != "authorization"}
-        connection.execute(
-            "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
-            " set_config('request.headers', %s, true)",
-            [role, json.dumps(claims), json.dumps(headers)],
-        )
-        name = sql.Identifier("public", request.path_params["name"])
-        named = sql.SQL(", ").join(sql.SQL("{0} => _.{0}").format(sql.Identifier(a)) for a in arguments)
-        source = sql.SQL("json_to_record(%s) as _ ({})").format(sql.SQL(", ".join(function["given"])))
-        if not arguments:
-            source = sql.SQL("(select %s) as _")
-        query = sql.SQL("select to_json(r) as result from {}, lateral {}({}) r").format(source, name, named)
-        rows = [row["result"] for row in connection.execute(query, [json.dumps(arguments)])]
+        hoisted = {name: value for name, value in _settings(function["proconfig"]).items() if name in HOISTED}
+        settings = _role_settings(connection, role) | hoisted
+        # What the database has as its default does not count.
+        isolation = settings.pop("default_transaction_isolation", "read committed")
+        connection.isolation_level = _ISOLATION.get(isolation, IsolationLevel.READ_COMMITTED)
+        with connection.transaction():
+            headers = {name: value for name, value in request.headers.items() if name != "authorization"}
+            connection.execute(
+                "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
+                " set_config('request.headers', %s, true)",
+                [role, json.dumps(claims), json.dumps(headers)],
+            )
+            for setting in settings.items():
+                connection.execute("select set_config(%s, %s, true)", setting)
+            name = sql.Identifier("public", request.path_params["name"])
+            named = sql.SQL(", ").join(sql.SQL("{0} => _.{0}").format(sql.Identifier(a)) for a in arguments)
+            source = sql.SQL("json_to_record(%s) as _ ({})").format(sql.SQL(", ".join(function["given"])))
+            if not arguments:
+                source = sql.SQL("(select %s) as _")
+            query = sql.SQL("select to_json(r) as result from {}, lateral {}({}) r").format(source, name, named)
+            rows = [row["result"] for row in connection.execute(query, [json.dumps(arguments)])]
     return rows if function["proretset"] else rows[0]
+
+
+def _settings(config: list[str] | None) -> dict[str, str]:
+    """The settings of a role or a function, as the catalog has them."""
+    return {name: value for name, _, value in (setting.partition("=") for setting in config or [])}
+
+
+def _role_settings(connection: psycopg.Connection[dict[str, Any]], role: str) -> dict[str, str]:
+    """Those of a role that may be impersonated, as far as anybody may set them."""
+    found = connection.execute(
+        "select r.rolconfig from pg_auth_members m join pg_roles r on r.oid = m.roleid"
+        " where m.member = current_user::regrole and r.rolname = %s",
+        [role],
+    ).fetchone()
+    settings = _settings(found["rolconfig"]) if found else {}
+    allowed = connection.execute(
+        "select name from pg_settings where name = any (%s) and context = 'user'", [list(settings)]
+    ).fetchall()
+    return {row["name"]: settings[row["name"]].lower() for row in allowed}
 
 
 def _database_error(error: psycopg.Error, role: str) -> JSONResponse:
