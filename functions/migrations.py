@@ -57,6 +57,7 @@ def migrate(database_url: str, warn: Callable[[str], None] | None = None) -> lis
     warnings: dict[str, None] = {}
     # There may be a transaction pooler in between: nothing is set or locked for longer than a transaction.
     with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # who waited sees what the first one did
         connection.add_notice_handler(lambda warning: warnings.setdefault(_in_words(warning)))
         with _alone(connection):
             if not _is_supabase(connection):

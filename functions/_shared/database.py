@@ -85,7 +85,7 @@ class _Connection(psycopg.AsyncConnection[Any]):
 class PostgresDatabase:
     """The procedures, by a pool of Postgres connections.
 
-    Every call is one pipeline, hence one round trip and one implicit transaction: role, claims
+    Every call is one pipeline, hence one round trip and one implicit transaction: isolation, role, claims
     and procedure travel together. What is set lasts for the transaction only, so that nothing of one
     caller is left for the next, behind a transaction pooler too.
     """
@@ -119,6 +119,8 @@ class PostgresDatabase:
             async with self._connection(self._admission.call(caller, procedure, arguments)) as connection:
                 with anyio.fail_after(self._deadline_s, shield=True):
                     async with connection.pipeline():
+                        # Stricter, as the database may have it by default, is a conflict wherever two meet at a row.
+                        await connection.execute("set transaction_isolation to 'read committed'")
                         await connection.execute(
                             "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
                             " set_config('request.headers', %s, true), set_config('statement_timeout', %s, true),"

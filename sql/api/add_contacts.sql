@@ -64,6 +64,7 @@ returns public.add_contacts_result
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
   select private.add_contacts(private.find_batch_agency(batch_id), batch_id, contacts, idempotency_key)
 $$;

@@ -131,6 +131,7 @@ returns public.create_batch_result
 language plpgsql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
 #variable_conflict use_variable
 declare

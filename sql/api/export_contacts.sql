@@ -40,6 +40,7 @@ returns json
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
   select private.export_contacts(private.find_batch_agency(batch_id), batch_id, after, max_rows, contact_status)
 $$;

@@ -84,6 +84,7 @@ returns jsonb
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
   select private.finish_import(private.find_batch_agency(batch_id), batch_id, import_id)
 $$;

@@ -79,6 +79,7 @@ returns json
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
   select private.import_contacts(private.find_batch_agency(batch_id), batch_id, import_id, $3)
 $$;

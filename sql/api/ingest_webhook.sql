@@ -77,6 +77,7 @@ returns public.ingest_webhook_result
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
   select private.ingest_webhook(agency_id, body, headers, path_secret)
 $$;

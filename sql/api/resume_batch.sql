@@ -72,6 +72,7 @@ returns public.resume_batch_result
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
   select private.resume_batch(private.find_batch_agency(batch_id), batch_id, idempotency_key, reason)
 $$;

@@ -51,6 +51,7 @@ returns public.rotate_webhook_secret_result
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
   select private.rotate_webhook_secret(agency_id, grace)
 $$;

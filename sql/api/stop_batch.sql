@@ -92,6 +92,7 @@ returns public.stop_batch_result
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 set statement_timeout = '5min'  -- by PostgREST, instead of the role's: the time grows with the batch
 as $$
   select private.stop_batch(

@@ -231,6 +231,7 @@ returns setof public.claimed_contact
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
   select * from private.claim_contacts(max_contacts, lease_seconds, batch_id)
 $$;

@@ -49,6 +49,7 @@ returns setof bigint
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
   select private.confirm_call(private.find_batch_agency(batch_id), batch_id, confirmed)
 $$;

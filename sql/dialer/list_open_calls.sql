@@ -71,6 +71,7 @@ returns setof public.open_call
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
   select * from private.list_open_calls(older_than_seconds, max_calls)
 $$;

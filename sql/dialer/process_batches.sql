@@ -145,6 +145,7 @@ returns public.process_batches_result
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 set statement_timeout = '5min'  -- by PostgREST, instead of the role's: the time grows with the batch
 as $$
   select private.process_batches(max_batches)

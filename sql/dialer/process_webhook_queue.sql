@@ -181,6 +181,7 @@ returns jsonb
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
   select private.process_webhook_queue(max_events)
 $$;

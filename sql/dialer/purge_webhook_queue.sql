@@ -40,6 +40,7 @@ returns integer
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
   select private.purge_webhook_queue(older_than, max_rows)
 $$;

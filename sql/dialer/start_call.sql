@@ -195,6 +195,7 @@ returns setof bigint
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
   select private.start_call(private.find_batch_agency(batch_id), batch_id, call_ids)
 $$;

@@ -61,7 +61,7 @@ comment on function private.refuse_busy(uuid, uuid) is 'Refuse a batch that anot
 -- anything else of it: one lock, one order, no deadlock, and a status that holds. What is changed under
 -- it is on disk when the reply is out, even where the database is set not to wait for that.
 -- The wait for another request is bounded (private.longest_wait).
--- Raises PT404, PT503 (another request holds the batch).
+-- Raises PT404, PT503 (another request holds the batch), 40001 (changed meanwhile, at a stricter isolation).
 create or replace function private.lock_batch(p_agency_id uuid, p_batch_id uuid)
 returns public.call_batches
 language plpgsql volatile
@@ -75,12 +75,14 @@ begin
     perform set_config('synchronous_commit', 'on', true);
   end if;
   -- First without the subtransaction that a refusal needs: an update under a subtransaction's lock makes a multixact.
-  select b.* into v_batch
-    from public.call_batches b
-   where b.agency_id = p_agency_id and b.id = p_batch_id
-     for no key update skip locked;
-  if found then
-    return v_batch;
+  if current_setting('transaction_isolation') = 'read committed' then
+    select b.* into v_batch
+      from public.call_batches b
+     where b.agency_id = p_agency_id and b.id = p_batch_id
+       for no key update skip locked;
+    if found then
+      return v_batch;
+    end if;
   end if;
 
   begin
@@ -94,8 +96,12 @@ begin
         detail = '{"code": "batch_not_found"}';
     end if;
     perform set_config('lock_timeout', v_lock_timeout, true);
-  exception when lock_not_available then
-    perform private.refuse_busy(p_agency_id, p_batch_id);
+  exception
+    when lock_not_available then
+      perform private.refuse_busy(p_agency_id, p_batch_id);
+    when serialization_failure then
+      raise sqlstate '40001' using message = sqlerrm,
+        hint = 'Run it at isolation level read committed';
   end;
   return v_batch;
 end;

@@ -157,3 +157,15 @@ def test_a_wait_leaves_the_lock_timeout_of_the_transaction_as_it_was(db: TestDat
         holder.execute("rollback")
         waiting.result()
         assert connection.execute("show lock_timeout").fetchone() == {"lock_timeout": "0"}
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_a_conflict_under_a_stricter_isolation_says_which_isolation_to_use(db: TestDatabase, isolation: str) -> None:
+    batch = db.batch(db.agency())
+    with db.connect() as connection:
+        connection.execute(f"begin isolation level {isolation}")
+        connection.execute("select 1")  # its snapshot is from before the pause
+        db.rows("select pause_batch(%s)", batch)
+        with pytest.raises(psycopg.errors.SerializationFailure) as refused:
+            connection.execute("select cancel_batch(%s)", [batch])
+    assert refused.value.diag.message_hint == "Run it at isolation level read committed"

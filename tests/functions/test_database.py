@@ -134,10 +134,10 @@ def using(settings: Settings, work: Callable[[PostgresDatabase], Awaitable[T]]) 
 
 
 def test_a_request_is_one_round_trip(settings: Settings, db: TestDatabase, own_folder: Path) -> None:
-    """The server answers at a sync, so that what comes before the only one travels together: role and
+    """The server answers at a sync, so that what comes before the only one travels together: isolation, role and
     claims, the procedure, sync (and a flush, which has nothing left to ask for)."""
     first, second = Case(db), Case(db)
-    trip = "PBDEPBDESH"
+    trip = "PBDEPBDEPBDESH"
     with (
         proxy(own_folder, db.functions_uri) as between,
         serve(settings, database_url=between.uri) as client,
@@ -476,6 +476,24 @@ def test_people_and_the_service_have_a_lock_timeout_each(
     of = replace(settings, lock_timeout_ms=70, service_lock_timeout_ms=30)
     caller = Caller(role, {"sub": str(uuid4()), "role": role})
     assert using(of, lambda database: database.call(caller, "limit_is", {})) == [limit]
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_procedures_run_at_read_committed_whatever_the_database_s_default(
+    settings: Settings, db: TestDatabase, isolation: str
+) -> None:
+    name = db.value("select current_database()")
+    db.rows(f"alter database {name} set default_transaction_isolation = '{isolation}'")
+    db.rows(
+        "create function public.isolation_is() returns text language sql as"
+        " $$ select current_setting('transaction_isolation') $$"
+    )
+    caller = Case(db).caller
+
+    async def twice(database: PostgresDatabase) -> list[Any]:
+        return [await database.call(caller, "isolation_is", {}) for _ in range(2)]
+
+    assert using(settings, twice) == [["read committed"]] * 2
 
 
 # Asked by Postgres to try again.

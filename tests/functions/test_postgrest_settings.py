@@ -108,3 +108,29 @@ def test_a_procedure_whose_time_grows_with_the_batch_may_take_longer_than_its_ro
 def test_any_other_procedure_ends_with_the_time_of_its_role(own_server: PostgresServer) -> None:
     answer = outlast_the_role(own_server, "get_batch", {"batch_id": "%(batch)s"})
     assert (answer.status_code, answer.json()["code"]) == (500, "57014")
+
+
+def test_every_procedure_that_changes_something_runs_at_read_committed(own_server: PostgresServer) -> None:
+    with at(own_server) as (db, _):
+        loose = db.rows(
+            "select p.proname from pg_proc p where p.pronamespace = 'public'::regnamespace and p.provolatile = 'v'"
+            " and not coalesce('default_transaction_isolation=read committed' = any (p.proconfig), false)"
+        )
+    assert loose == []
+
+
+def test_postgrest_runs_a_procedure_at_read_committed_whatever_the_role_s_default(own_server: PostgresServer) -> None:
+    with at(own_server, "authenticated set default_transaction_isolation = 'repeatable read'") as (db, client):
+        user = db.user(db.agency())
+        batches = [db.batch(db.value("select agency_id from users where id = %s", user), user) for _ in range(2)]
+        db.rows(
+            "create or replace function public.check_isolation() returns trigger language plpgsql as $$ begin"
+            " if current_setting('transaction_isolation') <> 'read committed' then"
+            " raise exception 'at %%', current_setting('transaction_isolation'); end if; return null; end $$"
+        )
+        db.rows("create trigger check_isolation after insert on batch_events execute function check_isolation()")
+        try:
+            answers = [call(client, token(user), "cancel_batch", {"batch_id": str(batch)}) for batch in batches]
+        finally:
+            db.rows("drop function check_isolation cascade")
+    assert [answer.status_code for answer in answers] == [200, 200]

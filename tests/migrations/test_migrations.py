@@ -105,8 +105,13 @@ def test_migrating_twice_changes_nothing_and_keeps_the_data(server: PostgresServ
     assert db.value("select id from agencies") == agency
 
 
-def test_two_migrations_at_once_apply_each_once(server: PostgresServer, empty_database: str) -> None:
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+def test_two_migrations_at_once_apply_each_once(server: PostgresServer, empty_database: str, isolation: str) -> None:
     uri = server.uri(empty_database)
+    with psycopg.connect(uri, autocommit=True) as connection:
+        connection.execute(
+            f"alter database {empty_database} set default_transaction_isolation = '{isolation}'".encode()
+        )
     with ThreadPoolExecutor(2) as pool:
         applied = [name for names in pool.map(migrate, [uri, uri]) for name in names]
     assert sorted(applied) == [path.stem for path in sorted(MIGRATIONS.glob("*.sql"))]
