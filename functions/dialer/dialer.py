@@ -11,9 +11,10 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -51,6 +52,10 @@ MAX_HOLD_S = 60.0
 """Most seconds for which a carrier that takes no calls is left alone."""
 RECORD_WITHIN_S = 5.0
 """Seconds in which what is known must be recorded when the dialer ends."""
+RECOVER_S = 0.5
+"""Seconds that a loop waits after an error that nobody expected; twice as long after each further one."""
+MAX_RECOVER_S = 30.0
+"""Most seconds that it waits. After as many without an error it begins anew."""
 
 
 class Round(msgspec.Struct):
@@ -68,6 +73,14 @@ class Round(msgspec.Struct):
         if self.batches_processed == 0:
             return {"processed": 0, "message": "No batches to process"}
         return msgspec.structs.asdict(self)
+
+
+class UnreadableCall(msgspec.Struct, frozen=True):
+    """A call that claim_contacts tells in a way that no carrier can be told. reason: for the contact's notes."""
+
+    batch_id: UUID
+    call_id: int
+    reason: str
 
 
 class Dialer:
@@ -97,19 +110,18 @@ class Dialer:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Dial until stop is set; then claim nothing more, let the requests in flight finish, and record
-        them. Waits while the database or the carrier is away. Raises what the database refuses: the dialer
-        has no business to go on then."""
+        them. Waits while the database or the carrier is away, and after whatever else goes wrong."""
         self._stop = stop
-        try:
-            async with self._recording(), asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._claim_until_stopped())
-                tasks.create_task(self._tick_until_stopped())
-                tasks.create_task(self._apply_webhooks_until_stopped())
-                tasks.create_task(self._reconcile_until_stopped())
-                await stop.wait()
-                self._wake.set()
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+        async with self._recording(), asyncio.TaskGroup() as tasks:
+            for loop in (
+                self._claim_until_stopped,
+                self._tick_until_stopped,
+                self._apply_webhooks_until_stopped,
+                self._reconcile_until_stopped,
+            ):
+                tasks.create_task(self._go_on(loop))
+            await stop.wait()
+            self._wake.set()
 
     async def run_once(self, max_calls: int, deadline_s: float) -> Round:
         """Dial at most max_calls, claiming for at most deadline_s; then ask the carrier about some calls whose
@@ -176,23 +188,32 @@ class Dialer:
         self._refused.discard(batch_id)
         self._batches.add(batch_id)
         self._round.batches_processed = len(self._batches)
-        calls = {call.call_id: call for call in msgspec.convert(claimed, list[Call])}
+        calls = {row["call_id"]: _read_call(row) for row in claimed}
         asked_at = time.monotonic()
         try:
             # Never again when its answer was lost: it tells each call once.
             passed = await self._database.call(
                 self._service, "start_call", {"batch_id": batch_id, "call_ids": list(calls)}
             )
-        except FunctionError as error:
-            logger.warning("start_call failed", extra={"fields": {"batch_id": batch_id, "code": error.code}})
+        except Exception as error:
+            code = error.code if isinstance(error, FunctionError) else type(error).__name__
+            logger.warning("start_call failed", extra={"fields": {"batch_id": batch_id, "code": code}})
+            if code == "batch_busy":
+                return  # none of them passed; their leases end, and other batches go on
             for call in calls.values():  # whichever of them passed, they were not placed
                 self._record_failure(call, "not_placed", counted=False)
+            if not isinstance(error, FunctionError):
+                raise
             if error.status != 404:  # the batch was deleted meanwhile
                 await self._let_recover(error)
             return
         self._observer.count("started", number=len(passed))
         for call_id in passed:
-            placement = asyncio.create_task(self._place(calls[call_id], asked_at))
+            call = calls[call_id]
+            if isinstance(call, UnreadableCall):
+                self._record_failure(call, "not_placed", counted=True, notes=call.reason)
+                continue
+            placement = asyncio.create_task(self._place(call, asked_at))
             self._placements.add(placement)
             placement.add_done_callback(self._placements.discard)
 
@@ -276,9 +297,11 @@ class Dialer:
         procedure = "confirm_call" if isinstance(answer, GoingOn) else "finish_call"
         self._record(procedure, batch_id, {"call_id": call_id, **msgspec.structs.asdict(answer)})
 
-    def _record_failure(self, call: Call, outcome: str, *, counted: bool) -> None:
+    def _record_failure(
+        self, call: Call | UnreadableCall, outcome: str, *, counted: bool, notes: str | None = None
+    ) -> None:
         self._round.calls_failed += 1
-        failure = {"call_id": call.call_id, "status": "failed", "outcome": outcome, "counted": counted}
+        failure = {"call_id": call.call_id, "status": "failed", "outcome": outcome, "counted": counted, "notes": notes}
         self._record("finish_call", str(call.batch_id), failure)
 
     @asynccontextmanager
@@ -374,7 +397,7 @@ class Dialer:
         listed = await self._call(
             "list_open_calls", older_than_seconds=self._settings.reconcile_after_s, max_calls=LOOK_UP
         )
-        await asyncio.gather(*(self._look_up(call) for call in msgspec.convert(listed, list[OpenCall])))
+        await asyncio.gather(*(self._look_up(call) for call in _read_open_calls(listed)))
         return len(listed)
 
     async def _look_up(self, call: OpenCall) -> None:
@@ -401,6 +424,21 @@ class Dialer:
 
     # What these have in common.
 
+    async def _go_on(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """Run a loop until stop is set: log whatever it raises, wait, and begin it again."""
+        assert self._stop is not None
+        wait_s = RECOVER_S
+        while not self._stop.is_set():
+            began_at = time.monotonic()
+            try:
+                await loop()
+            except Exception:
+                if time.monotonic() - began_at > MAX_RECOVER_S:
+                    wait_s = RECOVER_S
+                logger.exception("dialer goes on after an error", extra={"fields": {"wait_s": wait_s}})
+                await self._sleep(wait_s)
+                wait_s = min(2 * wait_s, MAX_RECOVER_S)
+
     async def _call(self, procedure: str, **arguments: Any) -> list[Any]:
         while True:
             try:
@@ -422,6 +460,25 @@ class Dialer:
         assert self._stop is not None
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
+
+
+def _read_call(row: dict[str, Any]) -> Call | UnreadableCall:
+    try:
+        return msgspec.convert(row, Call)
+    except msgspec.ValidationError as error:
+        fields = {"batch_id": row["batch_id"], "contact_id": row["contact_id"], "reason": str(error)}
+        logger.warning("contact cannot be read", extra={"fields": fields})
+        return UnreadableCall(UUID(row["batch_id"]), row["call_id"], f"The contact cannot be read: {error}")
+
+
+def _read_open_calls(rows: list[dict[str, Any]]) -> Iterator[OpenCall]:
+    """Those that can be read."""
+    for row in rows:
+        try:
+            yield msgspec.convert(row, OpenCall)
+        except msgspec.ValidationError as error:
+            fields = {"batch_id": row["batch_id"], "call_id": row["call_id"], "reason": str(error)}
+            logger.warning("open call cannot be read", extra={"fields": fields})
 
 
 def _carrier_outcome(answer: GoingOn | Ended | None) -> str:
