@@ -106,8 +106,9 @@ class Settings:
     def from_env(cls, env: Mapping[str, str], *, serving: bool = True) -> Settings:
         """Read the settings; raises SettingsError with what to set. serving: people's tokens are verified."""
         url = _url(env, "SUPABASE_URL")
-        statement_timeout_ms = _integer(env, "LASTCALL_STATEMENT_TIMEOUT_MS", 60_000, 2, 86_400_000)
-        longest_lock_timeout_ms = statement_timeout_ms // 2  # a procedure that had to wait has time left to work
+        statement_timeout_ms = _integer(env, "LASTCALL_STATEMENT_TIMEOUT_MS", 60_000, 1, 86_400_000)
+        # A procedure that had to wait has time left to work.
+        longest_lock_timeout_ms = max(statement_timeout_ms // 2, 1)
         settings = cls(
             database_url=env.get("DATABASE_URL") or None,
             supabase_url=url,

@@ -334,6 +334,8 @@ def _sql_refusal(error: psycopg.Error) -> CommandError:
     message = error.diag.message_primary or str(error)
     if sqlstate.startswith("PT"):
         answer = {"error": message, **json.loads(error.diag.message_detail or "{}")}
+        if sqlstate == "PT503":  # asked again, as by HTTP
+            return OutOfReachError(message, may_be_done=True, retry_after_s=answer.get("retry_after", 0))
         return RefusedError(message, str(answer.get("code")), answer)
     if not sqlstate or sqlstate.startswith(UNAVAILABLE_SQLSTATES):
         return OutOfReachError(f"the database is out of reach: {message}", may_be_done=True)

@@ -423,6 +423,28 @@ def test_a_database_that_is_lost_in_mid_request_leaves_no_doubt(
         assert db.value("select count(*) from batch_events where batch_id = %s", batch) == 1
 
 
+@pytest.mark.own_database
+def test_at_the_console_a_held_batch_is_asked_for_again(at_console: Operator, db: TestDatabase, agency: UUID) -> None:
+    batch = db.batch(agency)
+    db.contacts(batch, pending=3)
+    db.rows(f"alter database {db.value('select current_database()')} set lock_timeout = '50ms'")
+    with closing(db.connect()) as holder, holder.transaction():
+        holder.execute("select from call_batches where id = %s for no key update", [batch])
+        process = subprocess.Popen(
+            [LASTCALL, *at_console.arguments("cancel", batch, "--yes")],
+            cwd=at_console.folder,
+            env=at_console.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        assert "Another request holds this batch; try again; asking again" in process.stderr.readline()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "3 contacts skipped" in output
+
+
 def cancel_while_cut(operator: Operator, batch: UUID, between: Any, db: TestDatabase) -> tuple[int, str, str]:
     """Cancel; when it has been done and the reply is on its way, the connection is cut."""
     with closing(db.connect()) as locker, locker.transaction():
