@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -22,7 +21,7 @@ from .._shared.auth import service
 from .._shared.database import Database
 from .._shared.errors import FunctionError
 from .._shared.log import logger
-from .._shared.observe import NOBODY, Observer, Operation, current_operation
+from .._shared.observe import NOBODY, Observer, current_operation
 from .._shared.settings import Settings
 from .carrier import (
     AccountRefusedError,
@@ -36,13 +35,12 @@ from .carrier import (
     GoingOn,
     OpenCall,
 )
+from .lanes import GATHER_S, Connections, Record, Recorder, retry_after_s
 
 GROUP = 50
 """Most contacts claimed at a time."""
 LEASE_S = 30
 """Seconds from a claim in which start_call must come."""
-GATHER_S = 0.03
-"""Seconds in which results come together before they are recorded, and free places before they are filled."""
 TICK_S = 1.0
 """Seconds between two runs of process_batches and release_expired_leases, and until the next look for what carriers
 reported when there was nothing."""
@@ -94,12 +92,15 @@ class Dialer:
         self._service = service(settings)
         self._round = Round()
         self._batches: set[str] = set()
+        self._starts: dict[asyncio.Task[None], int] = {}
+        """The claims that wait for start_call, with their numbers of contacts."""
         self._placements: set[asyncio.Task[None]] = set()
         self._refused: set[str] = set()
         """Batches that are stopped, since the carrier takes none of their calls, and were not claimed of since."""
-        self._records: asyncio.Queue[tuple[str, str, dict[str, Any], Operation | None]] = asyncio.Queue()
         self._wake = asyncio.Event()
         """Set when there may be something to do at once: batches started, places free, stop."""
+        self._connections = Connections(settings.pool_size)
+        self._recorder = Recorder(database, self._service, self._connections, observer, self._wake.set)
         self._stop: asyncio.Event | None = None
         """When running as a service: set when it is to end. None: in a bounded run."""
         self._held_until = 0.0
@@ -162,22 +163,32 @@ class Dialer:
     async def _places(self) -> int:
         """Wait for free places, and then a moment for more of them: how many contacts to claim. 0: the
         carrier takes no calls."""
-        while len(self._placements) >= self._window:
-            await asyncio.wait(self._placements, return_when=asyncio.FIRST_COMPLETED)
-        if len(self._placements) > self._window - GROUP and self._placements:
+        while self._taken() >= self._window:
+            await asyncio.wait({*self._starts, *self._placements}, return_when=asyncio.FIRST_COMPLETED)
+        if self._taken() > self._window - GROUP and self._taken():
             await asyncio.sleep(GATHER_S)
         if time.monotonic() < self._held_until:
             return 0
-        return max(min(self._window - len(self._placements), GROUP), 0)
+        return max(min(self._window - self._taken(), GROUP), 0)
+
+    def _taken(self) -> int:
+        """The places that claimed contacts and requests in flight take."""
+        return sum(self._starts.values()) + len(self._placements)
 
     async def _dial(self, most: int) -> int:
-        """Claim a group, and place what of it may be placed. Returns how many were claimed."""
+        """Claim a group of a batch, and start it. As a service, go on to claim while start_call waits for the batch's
+        row. Returns how many were claimed."""
         with self._observer.operation("dial", "dial") as operation:
             claimed = await self._call("claim_contacts", max_contacts=most, lease_seconds=LEASE_S)
             self._observer.count("claim", "some" if claimed else "empty")
             if claimed:
                 operation.details.update(batch_id=claimed[0]["batch_id"], claimed=len(claimed))
-                await self._start(claimed)
+                if self._stop is None:
+                    await self._start(claimed)
+                else:
+                    start = asyncio.create_task(self._start(claimed))
+                    self._starts[start] = len(claimed)
+                    start.add_done_callback(self._starts.pop)
             operation.is_dropped = not claimed
         return len(claimed)
 
@@ -189,23 +200,23 @@ class Dialer:
         self._batches.add(batch_id)
         self._round.batches_processed = len(self._batches)
         calls = {row["call_id"]: _read_call(row) for row in claimed}
-        asked_at = time.monotonic()
         try:
-            # Never again when its answer was lost: it tells each call once.
-            passed = await self._database.call(
-                self._service, "start_call", {"batch_id": batch_id, "call_ids": list(calls)}
-            )
+            async with self._connections.one():
+                asked_at = time.monotonic()
+                # Never again when its answer was lost: it tells each call once.
+                passed = await self._database.call(
+                    self._service, "start_call", {"batch_id": batch_id, "call_ids": list(calls)}
+                )
         except Exception as error:
             code = error.code if isinstance(error, FunctionError) else type(error).__name__
-            logger.warning("start_call failed", extra={"fields": {"batch_id": batch_id, "code": code}})
+            level = logger.warning if isinstance(error, FunctionError) else logger.exception
+            level("start_call failed", extra={"fields": {"batch_id": batch_id, "code": code}})
             if code == "batch_busy":
-                return  # none of them passed; their leases end, and other batches go on
+                return  # none of them passed, and their leases end
             for call in calls.values():  # whichever of them passed, they were not placed
                 self._record_failure(call, "not_placed", counted=False)
-            if not isinstance(error, FunctionError):
+            if self._stop is None and code != "batch_not_found":
                 raise
-            if error.status != 404:  # the batch was deleted meanwhile
-                await self._let_recover(error)
             return
         self._observer.count("started", number=len(passed))
         for call_id in passed:
@@ -291,7 +302,7 @@ class Dialer:
     # Record what became of calls.
 
     def _record(self, procedure: str, batch_id: str, result: dict[str, Any]) -> None:
-        self._records.put_nowait((procedure, batch_id, result, current_operation()))
+        self._recorder.add(batch_id, Record(procedure, result, current_operation()))
 
     def _record_answer(self, batch_id: str, call_id: int, answer: GoingOn | Ended) -> None:
         procedure = "confirm_call" if isinstance(answer, GoingOn) else "finish_call"
@@ -307,57 +318,19 @@ class Dialer:
     @asynccontextmanager
     async def _recording(self) -> AsyncIterator[None]:
         """Record what becomes of calls; at the end, let the requests in flight finish, and record them too."""
-        recorder = asyncio.create_task(self._record_groups())
         try:
             yield
         finally:
-            if self._placements:
-                await asyncio.wait(self._placements, timeout=self._settings.carrier_timeout_s + GATHER_S)
+            within_s = self._settings.carrier_timeout_s + GATHER_S
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._records.join(), RECORD_WITHIN_S)
-            left = [recorder, *self._placements]
+                async with asyncio.timeout(within_s):
+                    while tasks := {*self._starts, *self._placements}:
+                        await asyncio.wait(tasks)
+            await self._recorder.drain(RECORD_WITHIN_S)
+            left = [*self._starts, *self._placements]
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
-
-    async def _record_groups(self) -> None:
-        while True:
-            records = [await self._records.get()]
-            await asyncio.sleep(GATHER_S)
-            while not self._records.empty():
-                records.append(self._records.get_nowait())
-            groups = defaultdict(list)
-            for procedure, batch_id, result, operation in records:
-                groups[procedure, batch_id].append((result, operation))
-            for (procedure, batch_id), group in groups.items():
-                results = [result for result, _ in group]
-                links = [operation for _, operation in group if operation is not None]
-                with self._observer.operation("record", "record", links=links, batch_id=batch_id):
-                    await self._record_group(procedure, batch_id, results)
-            for _ in records:
-                self._records.task_done()
-            if any(procedure == "finish_call" for procedure, _ in groups):
-                self._wake.set()
-
-    async def _record_group(self, procedure: str, batch_id: str, results: list[dict[str, Any]]) -> None:
-        name = "confirmed" if procedure == "confirm_call" else "results"
-        while True:
-            try:
-                await self._database.call(self._service, procedure, {"batch_id": batch_id, name: results})
-            except FunctionError as error:
-                if error.status != 503:
-                    # It will not be told otherwise; what is left open the carrier is asked about later.
-                    fields = {"procedure": procedure, "batch_id": batch_id, "code": error.code}
-                    logger.error("results refused", extra={"fields": fields})
-                    return
-                await asyncio.sleep(_retry_after(error))
-            except Exception:
-                logger.exception("results not recorded", extra={"fields": {"batch_id": batch_id}})
-                await asyncio.sleep(TICK_S)
-            else:
-                for result in results:
-                    self._observer.count("result", result.get("status", "confirmed"))
-                return
 
     # Keep things moving.
 
@@ -453,7 +426,7 @@ class Dialer:
         if error.status != 503 or self._stop is None:
             raise error
         logger.warning("database away", extra={"fields": {"code": error.code}})
-        await self._sleep(_retry_after(error))
+        await self._sleep(retry_after_s(error))
 
     async def _sleep(self, seconds: float) -> None:
         """Until stop is set, at most."""
@@ -485,7 +458,3 @@ def _carrier_outcome(answer: GoingOn | Ended | None) -> str:
     if answer is None:
         return "missing"
     return "taken" if isinstance(answer, GoingOn) else "ended"
-
-
-def _retry_after(error: FunctionError) -> float:
-    return float(error.headers.get("Retry-After", TICK_S))
