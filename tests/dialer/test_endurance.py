@@ -73,7 +73,7 @@ def test_a_dialer_goes_on_after_whatever_a_procedure_raises(db: TestDatabase, pr
 
             getattr(database, place)[procedure] = count
             # A call that start_call let through, and whose dialer then broke off, was not placed.
-            await until(lambda: tries > 2 and db.statuses(batch) == {"completed": 5}, within_s=60)
+            await until(lambda: tries > 2 and db.statuses(batch) == {"completed": 5})
 
     asyncio.run(run())
     assert db.value("select count(*) from calls where status <> 'completed' and outcome <> 'not_placed'") == 0
@@ -162,6 +162,7 @@ def test_an_open_call_that_cannot_be_read_keeps_no_other_from_being_looked_up(db
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+@pytest.mark.own_database
 def test_dialers_work_whatever_isolation_is_the_database_s_default(db: TestDatabase, isolation: str) -> None:
     db.rows(f"alter database {db.value('select current_database()')} set default_transaction_isolation = '{isolation}'")
     batch = a_batch(db, 150)
@@ -172,7 +173,7 @@ def test_dialers_work_whatever_isolation_is_the_database_s_default(db: TestDatab
             dialing(db, ScriptedCarrier(complete), dial_concurrency=4),
             dialing(db, ScriptedCarrier(complete), dial_concurrency=4),
         ):
-            await until(lambda: db.statuses(batch) == {"completed": 150}, within_s=60)
+            await until(lambda: db.statuses(batch) == {"completed": 150})
 
     with logged() as log:
         asyncio.run(run())

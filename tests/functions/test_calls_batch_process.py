@@ -236,8 +236,8 @@ def test_killed_in_mid_run_nobody_is_called_twice_and_nothing_stays_open(db: Tes
         settings = process_settings(
             db,
             carrier_url,
-            LASTCALL_CARRIER_TIMEOUT_MS="30000",
-            LASTCALL_RECONCILE_AFTER_S="60",
+            LASTCALL_CARRIER_TIMEOUT_MS="5000",
+            LASTCALL_RECONCILE_AFTER_S="20",
             LASTCALL_RECONCILE_EVERY_MS="200",
         )
         for kill_at in (20, 60, 100):

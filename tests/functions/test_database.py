@@ -452,6 +452,7 @@ def test_a_call_that_takes_too_long_is_undone(settings: Settings, db: TestDataba
 
 
 @pytest.mark.parametrize("transport", ["settings", "postgrest_settings"])
+@pytest.mark.own_database
 def test_a_lock_other_than_a_batch_s_is_waited_for_a_bounded_time_too(
     db: TestDatabase, request: pytest.FixtureRequest, transport: str
 ) -> None:
@@ -467,6 +468,7 @@ def test_a_lock_other_than_a_batch_s_is_waited_for_a_bounded_time_too(
 
 
 @pytest.mark.parametrize(("role", "limit"), [("authenticated", "70ms"), ("service_role", "30ms")])
+@pytest.mark.own_database
 def test_people_and_the_service_have_a_lock_timeout_each(
     settings: Settings, db: TestDatabase, role: str, limit: str
 ) -> None:
@@ -479,6 +481,7 @@ def test_people_and_the_service_have_a_lock_timeout_each(
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+@pytest.mark.own_database
 def test_procedures_run_at_read_committed_whatever_the_database_s_default(
     settings: Settings, db: TestDatabase, isolation: str
 ) -> None:
@@ -594,6 +597,7 @@ def test_a_serialization_failure_at_commit_is_tried_once_more(settings: Settings
 # Lost answers.
 
 
+@pytest.mark.own_database
 def test_an_answer_that_is_lost_after_the_commit_is_had_again_by_its_idempotency_key(
     settings: Settings, db: TestDatabase, own_folder: Path
 ) -> None:

@@ -278,6 +278,7 @@ def test_every_door_gives_the_same_answer(
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("case", [case for case in CASES if case.name.endswith(": a batch being dialed")],
                          ids=lambda case: case.name)  # fmt: skip
+@pytest.mark.own_database
 def test_every_door_refuses_a_held_batch_as_busy(
     db: TestDatabase, request: pytest.FixtureRequest, case: Case, door: str
 ) -> None:
@@ -303,6 +304,7 @@ def test_every_door_refuses_a_held_batch_as_busy(
 
 
 @pytest.mark.parametrize("procedure", ["cancel_batch", "stop_batch"])
+@pytest.mark.own_database
 def test_a_leaked_publishable_key_is_worthless(db: TestDatabase, postgrest_url: str, procedure: str) -> None:
     w = world(db)
     before = db.state()

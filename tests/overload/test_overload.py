@@ -174,6 +174,7 @@ def test_a_user_waits_for_a_held_batch_on_one_connection_however_often_it_is_ask
 
 
 @pytest.mark.parametrize("transport", ["postgres", "postgrest"])
+@pytest.mark.own_database
 def test_an_agency_leaves_another_agency_a_connection_to_cancel_however_many_of_its_batches_are_held(
     db: TestDatabase, busy_settings: Settings, request: pytest.FixtureRequest, transport: str
 ) -> None:
@@ -197,6 +198,7 @@ def test_an_agency_leaves_another_agency_a_connection_to_cancel_however_many_of_
         assert {answer.result().status_code for answer in lists} == {200}
 
 
+@pytest.mark.own_database
 def test_a_user_who_waits_for_too_long_behind_the_own_request_is_told_that_the_batch_is_busy(
     db: TestDatabase, busy_settings: Settings
 ) -> None:
