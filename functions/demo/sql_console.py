@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from ..postgres_server import PostgresServer
-from .verdict import Books
+from .verdict import Books, CallName
 
 # Class of the advisory locks that number the demos at work in one server.
 _LOCK_CLASS = 0x64656D6F  # "demo"
@@ -119,17 +119,17 @@ class SqlConsole:
         found = {row.pop("id"): Progress(**row) for row in rows}
         return [found[batch_id] for batch_id in batch_ids]
 
-    def started_calls(self, batch_id: UUID) -> frozenset[int]:
+    def started_calls(self, batch_id: UUID) -> frozenset[CallName]:
         """The calls of the batch that start_call has let through by now."""
-        rows = self._rows("select id from calls where batch_id = %s and started_at is not null", batch_id)
-        return frozenset(row["id"] for row in rows)
+        rows = self._rows("select id, lease::text from calls where batch_id = %s and started_at is not null", batch_id)
+        return frozenset(map(_name, rows))
 
-    def started_while_paused(self, batch_id: UUID) -> frozenset[int]:
+    def started_while_paused(self, batch_id: UUID) -> frozenset[CallName]:
         """The calls of the batch that start_call let through, by time, after it was paused and before it was
         resumed."""
         # All of them when nothing says that the batch was paused and resumed at all.
         rows = self._rows(
-            "select c.id from calls c cross join ("
+            "select c.id, c.lease::text from calls c cross join ("
             "    select min(e.created_at) filter (where e.action = 'pause') as paused_at,"
             "           max(e.created_at) filter (where e.action = 'resume') as resumed_at"
             "      from batch_events e where e.batch_id = %s) e"
@@ -138,7 +138,7 @@ class SqlConsole:
             batch_id,
             batch_id,
         )
-        return frozenset(row["id"] for row in rows)
+        return frozenset(map(_name, rows))
 
     def webhooks(self, batch_id: UUID) -> dict[str, int]:
         """How many events about calls of the batch have each status; `late` are those that were ignored because
@@ -160,7 +160,7 @@ class SqlConsole:
         )
         # A call is late, too, when nothing says that the batch was cancelled or stopped at all.
         started = self._rows(
-            "select c.id, c.carrier_call_id, c.status::text,"
+            "select c.id, c.lease::text, c.carrier_call_id, c.status::text,"
             "       coalesce(c.started_at <= (select min(e.created_at) from batch_events e"
             "         where e.batch_id = c.batch_id and e.action in ('cancel', 'stop')), false) as before"
             "  from calls c where c.batch_id = %s and c.started_at is not null",
@@ -171,9 +171,9 @@ class SqlConsole:
         return Books(
             status=batch["status"],
             contacts={row["status"]: row["n"] for row in contacts},
-            started={row["id"]: row["before"] for row in started},
+            started={_name(row): row["before"] for row in started},
             placed={
-                row["id"]: (row["carrier_call_id"], row["status"])
+                _name(row): (row["carrier_call_id"], row["status"])
                 for row in started
                 if row["carrier_call_id"] is not None
             },
@@ -196,3 +196,7 @@ class SqlConsole:
         (row,) = self._rows(query, *values)
         new: UUID = row["id"]
         return new
+
+
+def _name(call: dict[str, Any]) -> CallName:
+    return call["id"], call["lease"] or ""

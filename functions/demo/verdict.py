@@ -26,6 +26,9 @@ from dataclasses import dataclass
 
 from ..dialer.simulated_carrier import CarrierCall
 
+CallName = tuple[int, str]
+"""The id and the lease of a call, which together name it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
@@ -40,9 +43,9 @@ class Reply:
     """What the reply says the batch is now."""
     contacts_skipped: int | None
     """What the reply says was skipped; None: it does not say."""
-    started_before: frozenset[int]
+    started_before: frozenset[CallName]
     """The calls of the batch that start_call had let through, as the database showed just before the request."""
-    started_calls: frozenset[int]
+    started_calls: frozenset[CallName]
     """The same, right after the reply."""
 
 
@@ -53,9 +56,9 @@ class Books:
     status: str
     contacts: Mapping[str, int]
     """How many contacts have each status."""
-    started: Mapping[int, bool]
+    started: Mapping[CallName, bool]
     """The calls that start_call let through, and whether that was before the cancel or stop, by time."""
-    placed: Mapping[int, tuple[str, str]]
+    placed: Mapping[CallName, tuple[str, str]]
     """The carrier's id and the status of the calls that the carrier is known to have."""
     webhooks: Mapping[str, int]
     """How many events have each status; `late`: ignored, because the call was over already."""
@@ -91,11 +94,11 @@ def judge(ended: str, contacts: int, reply: Reply, record: Sequence[CarrierCall]
     was given. record: the carrier's, of this batch.
     """
     late = [call for call in record if call.arrived_at > reply.replied_at]
-    started_before = {call_id for call_id in reply.started_calls if books.started.get(call_id)}
-    on_their_way = [call for call in late if call.call_id in started_before]
+    started_before = {name for name in reply.started_calls if books.started.get(name)}
+    on_their_way = [call for call in late if call.name in started_before]
     started_late = len(books.started.keys() - started_before)
-    strangers = sum(call.call_id not in books.started for call in record)
-    repeated = sum(n - 1 for n in Counter(call.call_id for call in record).values())
+    strangers = sum(call.name not in books.started for call in record)
+    repeated = sum(n - 1 for n in Counter(call.name for call in record).values())
     open_statuses = {"queued", "in_progress", *(("pending", "scheduled") if ended == "cancelled" else ())}
     left_open = {status: n for status, n in books.contacts.items() if status in open_statuses}
     told = reply.contacts_skipped
@@ -134,8 +137,8 @@ def judge_pause(
     pause: Reply,
     resume: Reply,
     record: Sequence[CarrierCall],
-    started: Collection[int],
-    started_while_paused: frozenset[int],
+    started: Collection[CallName],
+    started_while_paused: frozenset[CallName],
 ) -> Verdict:
     """The verdict on the pause of a batch that was resumed.
 
@@ -144,7 +147,7 @@ def judge_pause(
     """
     started_late = (resume.started_before - pause.started_calls) | started_while_paused
     arrived = [call for call in record if pause.replied_at < call.arrived_at < resume.sent_at]
-    arrived_late = sum(call.call_id in started_late or call.call_id not in pause.started_calls for call in arrived)
+    arrived_late = sum(call.name in started_late or call.name not in pause.started_calls for call in arrived)
     went_on = len(set(started) - resume.started_before)
     return Verdict(
         checks=[
@@ -174,12 +177,12 @@ def _nothing_started(when: str, arrived_late: int, started_late: int) -> Check:
 
 
 def _same_results(record: Sequence[CarrierCall], books: Books) -> Check:
-    told = {call.call_id: (call.carrier_call_id, call.status) for call in record}
-    call_ids = told.keys() | books.placed.keys()
-    same = sum(told.get(call_id) == books.placed.get(call_id) for call_id in call_ids)
+    told = {call.name: (call.carrier_call_id, call.status) for call in record}
+    names = told.keys() | books.placed.keys()
+    same = sum(told.get(name) == books.placed.get(name) for name in names)
     return Check(
-        same == len(call_ids),
-        f"results as the carrier has them: {same:,} of {len(call_ids):,} calls "
+        same == len(names),
+        f"results as the carrier has them: {same:,} of {len(names):,} calls "
         f"({_by_status(Counter(call.status for call in record))})",
     )
 

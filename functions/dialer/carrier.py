@@ -30,10 +30,11 @@ _ACCOUNT_STATUSES = (401, 402, 403, 405, 407, 410)
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """A call to place, as claim_contacts tells it."""
+    """A call to place, as claim_contacts tells it. call_id and lease together name it: ids come again after a crash."""
 
     batch_id: UUID
     call_id: int
+    lease: UUID
     contact_id: int
     phone_number: str
     from_number: str | None
@@ -48,6 +49,8 @@ class OpenCall(msgspec.Struct, frozen=True, kw_only=True):
 
     batch_id: UUID
     call_id: int
+    lease: UUID | None
+    """None: claimed before leases had names; the carrier was told none."""
     status: str
     carrier_call_id: str | None
     age_seconds: float
@@ -101,7 +104,7 @@ class CallUnclearError(Exception):
 
 
 class Carrier(Protocol):
-    """Who places calls."""
+    """Who places calls. The carrier is told id and lease of each call, and finds and reports it by both."""
 
     async def place(self, call: Call) -> GoingOn | Ended:
         """Place a call. Raises CallRefusedError, BatchRefusedError, AccountRefusedError and CarrierUnavailableError:

@@ -78,6 +78,7 @@ class UnreadableCall(msgspec.Struct, frozen=True):
 
     batch_id: UUID
     call_id: int
+    lease: UUID
     reason: str
 
 
@@ -200,13 +201,13 @@ class Dialer:
         self._batches.add(batch_id)
         self._round.batches_processed = len(self._batches)
         calls = {row["call_id"]: _read_call(row) for row in claimed}
+        lease = claimed[0]["lease"]
         try:
             async with self._connections.one():
                 asked_at = time.monotonic()
                 # Never again when its answer was lost: it tells each call once.
-                passed = await self._database.call(
-                    self._service, "start_call", {"batch_id": batch_id, "call_ids": list(calls)}
-                )
+                arguments = {"batch_id": batch_id, "call_ids": list(calls), "lease": lease}
+                (passed,) = await self._database.call(self._service, "start_call", arguments)
         except Exception as error:
             code = error.code if isinstance(error, FunctionError) else type(error).__name__
             level = logger.warning if isinstance(error, FunctionError) else logger.exception
@@ -218,8 +219,11 @@ class Dialer:
             if self._stop is None and code != "batch_not_found":
                 raise
             return
-        self._observer.count("started", number=len(passed))
-        for call_id in passed:
+        self._observer.count("started", number=len(passed["started"]))
+        if passed["unknown"]:
+            fields = {"batch_id": batch_id, "lease": lease, "call_ids": passed["unknown"]}
+            logger.info("claimed calls are gone", extra={"fields": fields})
+        for call_id in passed["started"]:
             call = calls[call_id]
             if isinstance(call, UnreadableCall):
                 self._record_failure(call, "not_placed", counted=True, notes=call.reason)
@@ -255,13 +259,13 @@ class Dialer:
                 level = logger.warning if isinstance(error, CallUnclearError) else logger.exception
                 level("call unclear", extra={"fields": {"call_id": call.call_id, "reason": str(error)}})
                 self._round.calls_failed += 1
-                self._record("finish_call", batch_id, {"call_id": call.call_id, "status": "unknown"})
+                self._record("finish_call", call, {"status": "unknown"})
             else:
                 operation.outcome = _carrier_outcome(answer)
                 self._round.calls_initiated += 1
                 self._hold_s = 0.0
                 self._window = min(2 * self._window, self._settings.dial_concurrency)
-                self._record_answer(batch_id, call.call_id, answer)
+                self._record_answer(call, answer)
 
     async def _request(self, call: Call) -> GoingOn | Ended:
         """Ask the carrier to place a call, for request_limit_s at most. A carrier's own timeouts are each for a part of
@@ -301,19 +305,19 @@ class Dialer:
 
     # Record what became of calls.
 
-    def _record(self, procedure: str, batch_id: str, result: dict[str, Any]) -> None:
-        self._recorder.add(batch_id, Record(procedure, result, current_operation()))
+    def _record(self, procedure: str, call: Call | OpenCall | UnreadableCall, result: dict[str, Any]) -> None:
+        named = {"call_id": call.call_id, "lease": call.lease and str(call.lease), **result}
+        self._recorder.add(str(call.batch_id), Record(procedure, named, current_operation()))
 
-    def _record_answer(self, batch_id: str, call_id: int, answer: GoingOn | Ended) -> None:
+    def _record_answer(self, call: Call | OpenCall, answer: GoingOn | Ended) -> None:
         procedure = "confirm_call" if isinstance(answer, GoingOn) else "finish_call"
-        self._record(procedure, batch_id, {"call_id": call_id, **msgspec.structs.asdict(answer)})
+        self._record(procedure, call, msgspec.structs.asdict(answer))
 
     def _record_failure(
         self, call: Call | UnreadableCall, outcome: str, *, counted: bool, notes: str | None = None
     ) -> None:
         self._round.calls_failed += 1
-        failure = {"call_id": call.call_id, "status": "failed", "outcome": outcome, "counted": counted, "notes": notes}
-        self._record("finish_call", str(call.batch_id), failure)
+        self._record("finish_call", call, {"status": "failed", "outcome": outcome, "counted": counted, "notes": notes})
 
     @asynccontextmanager
     async def _recording(self) -> AsyncIterator[None]:
@@ -390,10 +394,10 @@ class Dialer:
                 if isinstance(found, GoingOn) and call.status == "in_progress" and call.carrier_call_id is not None:
                     return  # as known
                 if found is not None:
-                    self._record_answer(batch_id, call.call_id, found)
+                    self._record_answer(call, found)
                 elif call.age_seconds >= self._settings.reconcile_after_s:
-                    asked = {"call_id": call.call_id, "carrier_call_id": call.carrier_call_id}
-                    self._record("finish_call", batch_id, {**asked, "status": "missing"})
+                    missing = {"status": "missing", "carrier_call_id": call.carrier_call_id}
+                    self._record("finish_call", call, missing)
 
     # What these have in common.
 
@@ -441,7 +445,9 @@ def _read_call(row: dict[str, Any]) -> Call | UnreadableCall:
     except msgspec.ValidationError as error:
         fields = {"batch_id": row["batch_id"], "contact_id": row["contact_id"], "reason": str(error)}
         logger.warning("contact cannot be read", extra={"fields": fields})
-        return UnreadableCall(UUID(row["batch_id"]), row["call_id"], f"The contact cannot be read: {error}")
+        return UnreadableCall(
+            UUID(row["batch_id"]), row["call_id"], UUID(row["lease"]), f"The contact cannot be read: {error}"
+        )
 
 
 def _read_open_calls(rows: list[dict[str, Any]]) -> Iterator[OpenCall]:

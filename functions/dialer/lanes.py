@@ -99,7 +99,8 @@ class Recorder:
         while True:
             try:
                 async with self._connections.one():
-                    await self._database.call(self._caller, procedure, {"batch_id": batch_id, name: results})
+                    arguments = {"batch_id": batch_id, name: results}
+                    recorded = await self._database.call(self._caller, procedure, arguments)
             except FunctionError as error:
                 if error.status != 503:
                     # The core rejected these results; repeating will not help. Reconciliation settles the calls.
@@ -113,6 +114,11 @@ class Recorder:
             else:
                 for result in results:
                     self._observer.count("result", result.get("status", "confirmed"))
+                unknown = [f"{call['call_id']} {call['lease']}" for call in recorded if call["result"] == "unknown"]
+                if unknown:
+                    # A crash or a failover took these calls back; the calls that have their ids now are unchanged.
+                    about = {"procedure": procedure, "batch_id": batch_id, "calls": unknown}
+                    logger.warning("results of no call", extra={"fields": about})
                 return
 
 

@@ -3,9 +3,9 @@ the database, and keeps its own record of every call that reached it, as a witne
 
     python -m functions.dialer.simulated_carrier --webhook-url http://... --webhook-secret whsec_...
 
-POST /calls  {"batch_id", "call_id", "contact_id", "to"}: 201 at once, and the result by webhook; or 200 when
+POST /calls  {"batch_id", "call_id", "lease", "contact_id", "to"}: 201 at once, and the result by webhook; or 200 when
              the call has ended, with its result (--answer-at-end)
-GET  /calls/{batch_id}/{call_id}  what became of it, or 404
+GET  /calls/{batch_id}/{call_id}/{lease}  what became of it, or 404
 GET  /calls  the record
 """
 
@@ -71,6 +71,7 @@ class CarrierCall:
     """A call as the carrier saw it."""
 
     call_id: int
+    lease: str
     batch_id: str
     arrived_at: float
     """When the request was here: seconds of the machine's monotonic clock, which all processes share."""
@@ -88,6 +89,11 @@ class CarrierCall:
     webhooks: int = 0
     """How many webhooks about it were delivered, repeated ones too."""
 
+    @property
+    def name(self) -> tuple[int, str]:
+        """What names the call in its batch: its id and its lease."""
+        return self.call_id, self.lease
+
 
 class SimulatedCarrier:
     """Calls, and the record of them."""
@@ -95,8 +101,8 @@ class SimulatedCarrier:
     def __init__(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
         self.record: list[CarrierCall] = []
-        self._calls: dict[tuple[str, int], CarrierCall] = {}
-        """The first of each batch's and call's ids."""
+        self._calls: dict[tuple[str, int, str], CarrierCall] = {}
+        """The first of each batch, call and lease."""
         self._going_on = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._http: httpx2.AsyncClient | None = None
@@ -120,6 +126,7 @@ class SimulatedCarrier:
             return JSONResponse({"error": "refused"}, 422)
         call = CarrierCall(
             call_id=body["call_id"],
+            lease=body["lease"],
             batch_id=body["batch_id"],
             arrived_at=arrived_at,
             arrived_at_utc=now.isoformat(),
@@ -128,7 +135,7 @@ class SimulatedCarrier:
             carrier_call_id=f"simulated-{len(self.record) + 1}",
         )
         self.record.append(call)
-        self._calls.setdefault((call.batch_id, call.call_id), call)
+        self._calls.setdefault((call.batch_id, call.call_id, call.lease), call)
         self._going_on += 1
         ended = self._start(self._live(call, chance))
         if fate > 1 - behaviour.hanging:
@@ -138,7 +145,8 @@ class SimulatedCarrier:
         return JSONResponse(asdict(call), 200 if behaviour.answer_at_end else 201)
 
     async def show(self, request: Request) -> Response:
-        found = self._calls.get((request.path_params["batch_id"], request.path_params["call_id"]))
+        of = request.path_params
+        found = self._calls.get((of["batch_id"], of["call_id"], of["lease"]))
         return JSONResponse(asdict(found)) if found else JSONResponse({"error": "no such call"}, 404)
 
     async def show_record(self, _request: Request) -> Response:
@@ -210,7 +218,7 @@ def create_carrier(behaviour: Behaviour | None = None) -> Starlette:
         routes=[
             Route("/calls", carrier.place, methods=["POST"]),
             Route("/calls", carrier.show_record, methods=["GET"]),
-            Route("/calls/{batch_id}/{call_id:int}", carrier.show, methods=["GET"]),
+            Route("/calls/{batch_id}/{call_id:int}/{lease}", carrier.show, methods=["GET"]),
         ],
         lifespan=carrier.running,
     )
@@ -241,6 +249,7 @@ def _event(event: str, call: CarrierCall) -> bytes:
                     "batch_id": call.batch_id,
                     "contact_id": str(call.contact_id),
                     "call_id": str(call.call_id),
+                    "lease": call.lease,
                 },
             },
         }

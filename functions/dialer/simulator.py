@@ -31,6 +31,7 @@ class Simulator:
         body = {
             "batch_id": str(call.batch_id),
             "call_id": call.call_id,
+            "lease": str(call.lease),
             "contact_id": call.contact_id,
             "to": call.phone_number,
         }
@@ -40,7 +41,7 @@ class Simulator:
         return _state(read(response, _State))
 
     async def find(self, call: OpenCall) -> GoingOn | Ended | None:
-        response = await self._http.send("GET", f"/calls/{call.batch_id}/{call.call_id}")
+        response = await self._http.send("GET", f"/calls/{call.batch_id}/{call.call_id}/{call.lease}")
         if response.status_code != 404:
             return _state(read(response, _State))
         read(response, _NoSuchCall)  # another server's 404 tells nothing of the call

@@ -92,9 +92,9 @@ class Ultravox:
             if known.call_id != call.carrier_call_id or _names_another(known, call):
                 raise CallUnclearError("Ultravox answers with another call")
             return _state(known)
-        wanted = {"metadata.batch_id": str(call.batch_id), "metadata.call_id": str(call.call_id)}
+        wanted = {f"metadata.{name}": value for name, value in _name(call).items()}
         listed = read(await self._http.send("GET", "/api/calls", params=wanted), _Calls).results
-        found = [one for one in listed if _ids(one) == (str(call.batch_id), str(call.call_id))]
+        found = [one for one in listed if _named(one) == _name(call)]
         if listed and not found:
             # The list is not of what was asked for: the call may be on another page of it.
             raise CallUnclearError("Ultravox lists other calls than the one asked for")
@@ -120,17 +120,22 @@ def _is_of_ultravox(not_found: httpx2.Response) -> bool:
 
 def _metadata(call: Call) -> dict[str, str]:
     """By which webhooks and searches find the call; Ultravox takes strings alone."""
-    return {"batch_id": str(call.batch_id), "contact_id": str(call.contact_id), "call_id": str(call.call_id)}
+    return {**_name(call), "contact_id": str(call.contact_id)}
 
 
-def _ids(call: _Call) -> tuple[Any, Any]:
-    """Of the batch and the call, as _metadata gave them."""
-    return call.metadata.get("batch_id"), call.metadata.get("call_id")
+def _name(call: Call | OpenCall) -> dict[str, str]:
+    name = {"batch_id": str(call.batch_id), "call_id": str(call.call_id)}
+    return name if call.lease is None else {**name, "lease": str(call.lease)}
+
+
+def _named(found: _Call) -> dict[str, Any]:
+    """The name of the call in the metadata, as _name gave it; empty: there is none."""
+    return {part: found.metadata[part] for part in ("batch_id", "call_id", "lease") if part in found.metadata}
 
 
 def _names_another(found: _Call, call: OpenCall) -> bool:
     """Whether the metadata, if there is any, is of another call."""
-    return _ids(found) not in ((None, None), (str(call.batch_id), str(call.call_id)))
+    return _named(found) not in ({}, _name(call))
 
 
 def _state(call: _Call) -> GoingOn | Ended:

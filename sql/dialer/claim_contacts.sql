@@ -11,7 +11,8 @@ create type public.claimed_contact as (
   lease_expires_at timestamptz,
   ultravox_agent_id    text,  -- of the batch's agent, as the next two; null: the batch has none
   max_duration_seconds integer,
-  recording_enabled    boolean
+  recording_enabled    boolean,
+  lease            uuid       -- of this claim; start_call, confirm_call and finish_call ask for it
 );
 
 -- Claim the next contacts of one batch under a lease of p_lease_seconds, at most
@@ -35,6 +36,8 @@ declare
   v_agent       public.agent_mappings;
   v_now         timestamptz;
   v_expires_at  timestamptz;
+  -- One for the claim, since its calls are started together; a call is told apart by the id beside it.
+  v_lease       constant uuid := gen_random_uuid();
   v_call_ids    constant regclass := pg_get_serial_sequence('public.calls', 'id')::regclass;
   v_opens_at    timestamptz;
   v_limit       integer;
@@ -121,8 +124,9 @@ begin
         select nextval(v_call_ids) as call_id, n.*
           from (select * from claimed c order by c.id) n),
       leased as (
-        insert into public.calls (agency_id, batch_id, id, contact_id, attempt, created_at, lease_expires_at)
-        select p_agency_id, p_batch_id, n.call_id, n.id, n.attempt, v_now, v_expires_at
+        insert into public.calls (
+          agency_id, batch_id, id, contact_id, attempt, created_at, lease_expires_at, lease)
+        select p_agency_id, p_batch_id, n.call_id, n.id, n.attempt, v_now, v_expires_at, v_lease
           from numbered n)
       select p_agency_id, p_batch_id, n.call_id, n.id, n.phone_number,
              coalesce(v_batch.calling_numbers[1 + n.call_id % cardinality(v_batch.calling_numbers)],
@@ -135,7 +139,8 @@ begin
                         where d.agency_id = p_agency_id and d.batch_id = p_batch_id
                           and d.contact_id = n.id), '{}'),
              v_expires_at,
-             v_agent.ultravox_agent_id, v_agent.max_duration_seconds, v_agent.recording_enabled
+             v_agent.ultravox_agent_id, v_agent.max_duration_seconds, v_agent.recording_enabled,
+             v_lease
         from numbered n
        order by n.call_id;
   end loop;
@@ -194,7 +199,8 @@ begin
   if pg_current_xact_id_if_assigned() is null then
     -- A claim that a crash takes back has done nothing: start_call lets no call through whose lease is
     -- gone, and its own commit, which is waited for, makes the lease durable with it. So nobody waits for the
-    -- disk with the batch locked. Not in a transaction that has changed something before.
+    -- disk with the batch locked. The ids that it takes back come again, under another lease.
+    -- Not in a transaction that has changed something before.
     perform set_config('synchronous_commit', 'off', true);
   end if;
   if p_max_contacts is null or p_max_contacts not between 1 and 1000

@@ -1,5 +1,5 @@
 -- Record the results of calls of one batch, in a group: one change of the batch's counters.
--- p_results: a JSON array of objects with call_id, status (completed, failed, unknown or missing) and,
+-- p_results: a JSON array of objects with call_id, lease, status (completed, failed, unknown or missing) and,
 -- where known, outcome, duration_seconds, carrier_call_id, notes, counted. A failed call with attempts left
 -- puts its contact back, due after the batch's retry delay, unless its outcome is not one to try
 -- again after, or the batch is over (cancelled, or ended early): then the contact is failed.
@@ -11,10 +11,10 @@
 -- never confirmed was not placed: it failed, outcome not_placed. One that it had is completed, outcome lost: nobody is
 -- called again because of it. One that it confirmed since it was asked is left as it is.
 -- A result for a call that is not in progress (told twice, never started) changes nothing.
--- Returns the ids of the calls that it changed.
+-- Returns a row for each object, in their order.
 -- Raises PT401, PT403 (not a service or console), PT404, PT400 (not such an array).
 create or replace function private.finish_call(p_agency_id uuid, p_batch_id uuid, p_results jsonb)
-returns setof bigint
+returns setof public.reported_call
 language plpgsql volatile
 security definer
 set search_path = pg_catalog, pg_temp
@@ -33,16 +33,13 @@ declare
   v_retried   integer := 0;
 begin
   perform private.require_service();
-  if jsonb_typeof(p_results) is distinct from 'array' or exists (
+  if not private.names_calls(p_results) or exists (
        select from jsonb_array_elements(p_results) as r (result)
-        where jsonb_typeof(r.result) <> 'object'
-           or jsonb_typeof(r.result -> 'call_id') is distinct from 'number'
-           or r.result ->> 'call_id' !~ '^[0-9]{1,18}$'
-           or jsonb_typeof(r.result -> 'status') is distinct from 'string'
+        where jsonb_typeof(r.result -> 'status') is distinct from 'string'
            or r.result ->> 'status' not in ('completed', 'failed', 'unknown', 'missing')
            or jsonb_typeof(r.result -> 'duration_seconds') not in ('number', 'null')
            or jsonb_typeof(r.result -> 'counted') not in ('boolean', 'null')) then
-    raise sqlstate 'PT400' using message = 'results must be an array of objects with a call_id, a status completed, failed, unknown or missing, numbers as durations, and counted true or false',
+    raise sqlstate 'PT400' using message = 'results must be an array of objects with a call_id, a lease, a status completed, failed, unknown or missing, numbers as durations, and counted true or false',
       detail = '{"code": "results_invalid"}';
   end if;
 
@@ -50,7 +47,7 @@ begin
   v_now := clock_timestamp();
   v_retry_at := v_now + make_interval(secs => v_batch.retry_delay_seconds);
   for v_result in
-    select r.call_id, r.carrier_call_id, r.notes,
+    select r.call_id, r.lease, r.carrier_call_id, r.notes,
            r.status = 'missing' as is_missing,
            case when r.status <> 'missing' then r.status
                 when r.carrier_call_id is null then 'failed'
@@ -62,7 +59,7 @@ begin
            case when r.duration_seconds is not null
              then least(greatest(round(r.duration_seconds), 0), 2147483647)::integer end as duration_seconds
       from jsonb_to_recordset(p_results) as r (
-        call_id bigint, status text, outcome text, duration_seconds numeric,
+        call_id bigint, lease uuid, status text, outcome text, duration_seconds numeric,
         carrier_call_id text, notes text, counted boolean)
   loop
     update public.calls c
@@ -72,12 +69,17 @@ begin
            duration_seconds = v_result.duration_seconds,
            carrier_call_id = coalesce(v_result.carrier_call_id, c.carrier_call_id)
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_result.call_id
+       and c.lease is not distinct from v_result.lease
        -- As text: not by the index of open calls, which would read all those of the batch.
        and c.status::text in ('in_progress', 'unknown') and c.status <> v_result.status
        and (not v_result.is_missing or c.carrier_call_id is not distinct from v_result.carrier_call_id)
     returning c.* into v_call;
-    continue when not found;
-    return next v_result.call_id;
+    if not found then
+      return next (v_result.call_id, v_result.lease, private.unchanged_or_unknown(
+        p_agency_id, p_batch_id, v_result.call_id, v_result.lease))::public.reported_call;
+      continue;
+    end if;
+    return next (v_result.call_id, v_result.lease, 'changed')::public.reported_call;
     continue when v_result.status = 'unknown';
 
     select case when v_result.status = 'completed' then 'completed'
@@ -119,13 +121,13 @@ comment on function private.finish_call(uuid, uuid, jsonb) is 'public.finish_cal
 
 -- The door to private.finish_call. results: all of batch_id.
 create or replace function public.finish_call(batch_id uuid, results jsonb)
-returns setof bigint
+returns setof public.reported_call
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
 set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
-  select private.finish_call(private.find_batch_agency(batch_id), batch_id, results)
+  select * from private.finish_call(private.find_batch_agency(batch_id), batch_id, results)
 $$;
 
 revoke execute on function public.finish_call(uuid, jsonb) from public, anon, authenticated;

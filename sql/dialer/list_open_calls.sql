@@ -5,7 +5,8 @@ create type public.open_call as (
   contact_id      bigint,
   status          public.call_status,
   carrier_call_id text,
-  age_seconds     double precision   -- since start_call let it through
+  age_seconds     double precision,  -- since start_call let it through
+  lease           uuid               -- null: claimed before leases had names
 );
 
 -- The calls to ask the carrier about: those that are unknown, and those in progress for longer than
@@ -57,7 +58,7 @@ begin
        set checked_at = v_now
      where c.agency_id = v_call.agency_id and c.batch_id = v_call.batch_id and c.id = v_call.id;
     return next (v_call.agency_id, v_call.batch_id, v_call.id, v_call.contact_id, v_call.status,
-                 v_call.carrier_call_id, extract(epoch from v_now - v_call.started_at))::public.open_call;
+                 v_call.carrier_call_id, extract(epoch from v_now - v_call.started_at), v_call.lease)::public.open_call;
   end loop;
 end;
 $$;

@@ -1,5 +1,5 @@
 -- An event to apply: to which call, and what it says.
-create type private.webhook_event as (id bigint, event_type text, call_id bigint, call jsonb);
+create type private.webhook_event as (id bigint, event_type text, call_id bigint, call jsonb, lease uuid);
 -- What became of it.
 create type private.webhook_outcome as (id bigint, status public.webhook_status, error_message text);
 
@@ -36,10 +36,13 @@ begin
   end if;
 
   v_confirmed := array(
-    select private.confirm_call(p_agency_id, p_batch_id, coalesce((
-      select jsonb_agg(jsonb_build_object('call_id', e.call_id, 'carrier_call_id', e.call ->> 'callId'))
-        from unnest(p_events) e
-       where e.event_type in ('call.started', 'call.joined')), '[]')));
+    select c.call_id
+      from private.confirm_call(p_agency_id, p_batch_id, coalesce((
+        select jsonb_agg(jsonb_build_object(
+                 'call_id', e.call_id, 'lease', e.lease, 'carrier_call_id', e.call ->> 'callId'))
+          from unnest(p_events) e
+         where e.event_type in ('call.started', 'call.joined')), '[]')) c
+     where c.result = 'changed');
   v_others := array(
     select e.id
       from unnest(p_events) e
@@ -51,6 +54,7 @@ begin
   select array_agg(f.id),
          coalesce(jsonb_agg(jsonb_build_object(
            'call_id', f.call_id,
+           'lease', f.lease,
            'carrier_call_id', f.call ->> 'callId',
            'status', case when f.joined is not null then 'completed' else 'failed' end,
            'outcome', case when f.joined is not null then 'answered'
@@ -59,12 +63,13 @@ begin
            'duration_seconds', case when private.is_timestamp(f.joined) and private.is_timestamp(f.call ->> 'ended')
              then extract(epoch from (f.call ->> 'ended')::timestamptz - f.joined::timestamptz) end)), '[]')
     into v_first, v_results
-    from (select distinct on (e.call_id) e.id, e.call_id, e.call, nullif(e.call ->> 'joined', '') as joined,
+    from (select distinct on (e.call_id) e.id, e.call_id, e.lease, e.call, nullif(e.call ->> 'joined', '') as joined,
                  nullif(left(e.call ->> 'endReason', 50), '') as reason
             from unnest(p_events) e
            where e.event_type = 'call.ended' and e.id <> all (v_others)
            order by e.call_id, e.id) f;
-  v_finished := array(select private.finish_call(p_agency_id, p_batch_id, v_results));
+  v_finished := array(
+    select f.call_id from private.finish_call(p_agency_id, p_batch_id, v_results) f where f.result = 'changed');
 
   return array(
     select case when e.id = any (v_others)
@@ -124,7 +129,7 @@ begin
        limit p_max_events
          for update skip locked)
     select d.agency_id, c.batch_id,
-           array_agg((d.id, d.event_type, c.id, d.payload -> 'call')::private.webhook_event order by d.id) as events
+           array_agg((d.id, d.event_type, c.id, d.payload -> 'call', c.lease)::private.webhook_event order by d.id) as events
       from due d
      cross join lateral private.find_webhook_call(d.agency_id, d.payload) c
      group by d.agency_id, c.batch_id, case when d.attempts > 0 then d.id end

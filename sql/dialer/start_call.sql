@@ -1,4 +1,8 @@
 create type private.leased_call as (call_id bigint, contact_id bigint, phone_number text, timezone text);
+create type public.started_calls as (
+  started bigint[],   -- the calls to place
+  unknown bigint[]    -- ids that name no call under this lease: given back, or taken back by a crash
+);
 
 -- When a number of the agency, with p_others calls in 24 hours beside it, may be called (p_now: at once).
 create or replace function private.number_free_at(
@@ -79,15 +83,18 @@ revoke execute on function private.find_withheld(public.call_batches, private.le
 comment on function private.find_withheld(public.call_batches, private.leased_call[], timestamptz) is
   'Leased calls that must not be placed now.';
 
--- The last gate before the carrier: of these calls, let those through that may be placed now,
--- and count the attempt. A call passes while its batch is processing, its lease runs, the number is not on
--- the do-not-call list, the calling hours where the contact is have not ended, and the number has
--- calls left. The contact of a call that is withheld is skipped (do not call) or waits until it may be called.
--- Returns the ids of the calls to place; a call that is not among them must not be placed.
+-- The last gate before the carrier: of these calls of one claim, let those through that may be placed now,
+-- and count the attempt. p_lease: as claim_contacts told it. A call passes while its batch is processing, its lease
+-- runs, the number is not on the do-not-call list, the calling hours where the contact is have not ended, and the
+-- number has calls left. The contact of a call that is withheld is skipped (do not call) or waits until it may be called.
+-- p_place_within_seconds: counted by the caller from before it asked, the time in which a request must leave for the
+-- carrier, or never leave. calls.place_by keeps the end of that time, counted from here and so never too early.
+-- Returns the calls to place as started; a call that is not among them must not be placed.
 -- Since cancel and stop hold the same lock, whatever has not passed when they commit never will.
--- Raises PT401, PT403 (not a service or console), PT404.
-create or replace function private.start_call(p_agency_id uuid, p_batch_id uuid, p_call_ids bigint[])
-returns setof bigint
+-- Raises PT401, PT403 (not a service or console), PT404, PT400 (no lease; a time not from 0.1 to 60 seconds).
+create or replace function private.start_call(
+  p_agency_id uuid, p_batch_id uuid, p_call_ids bigint[], p_lease uuid, p_place_within_seconds double precision)
+returns public.started_calls
 language plpgsql volatile
 security definer
 set search_path = pg_catalog, pg_temp
@@ -97,6 +104,7 @@ as $$
 declare
   v_batch       public.call_batches;
   v_now         timestamptz;
+  v_result      public.started_calls;
   v_leased      private.leased_call[];
   v_withheld    record;
   v_skipped     integer := 0;
@@ -108,20 +116,39 @@ declare
   v_last        bigint;
 begin
   perform private.require_service();
+  if p_lease is null then
+    raise sqlstate 'PT400' using message = 'lease is required',
+      detail = '{"code": "lease_required"}';
+  end if;
+  if p_place_within_seconds is null or p_place_within_seconds not between 0.1 and 60 then
+    raise sqlstate 'PT400' using message = 'place_within_seconds must be from 0.1 to 60',
+      detail = '{"code": "place_within_invalid"}';
+  end if;
   v_batch := private.lock_batch(p_agency_id, p_batch_id);
   v_now := clock_timestamp();
+  v_result.started := '{}';
+  v_result.unknown := array(
+    select u.id
+      from (select distinct u.id from unnest(p_call_ids) as u (id)) u
+     -- Each by its key: a join can be planned to read the whole batch.
+      left join lateral (
+       select true as is_known
+         from public.calls k
+        where k.agency_id = p_agency_id and k.batch_id = p_batch_id and k.id = u.id and k.lease = p_lease
+        limit 1) k on true
+     where k.is_known is null
+     order by u.id);
   if v_batch.status <> 'processing' then
-    return;
+    return v_result;
   end if;
 
   v_leased := array(
     select (k.id, k.contact_id, c.phone_number, c.timezone)::private.leased_call
       from (select distinct u.id from unnest(p_call_ids) as u (id)) u
-     -- Each by its key: a join can be planned to read the whole batch.
      cross join lateral (
        select k.id, k.contact_id
          from public.calls k
-        where k.agency_id = p_agency_id and k.batch_id = p_batch_id and k.id = u.id
+        where k.agency_id = p_agency_id and k.batch_id = p_batch_id and k.id = u.id and k.lease = p_lease
           -- As text: not by the index of open calls, which would read all leases of the batch.
           and k.status::text = 'queued' and k.lease_expires_at > v_now
         limit 1) k
@@ -150,10 +177,11 @@ begin
   with started as (
     update public.calls c
        set status = 'in_progress',
-           started_at = v_now
+           started_at = v_now,
+           place_by = v_now + make_interval(secs => p_place_within_seconds)
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id
        -- The calls of one claim are neighbours in their batch.
-       and c.id between v_first and v_last and c.id = any (p_call_ids)
+       and c.id between v_first and v_last and c.id = any (p_call_ids) and c.lease = p_lease
        and c.status::text = 'queued' and c.lease_expires_at > v_now
     returning c.id, c.contact_id)
   select array_agg(s.id order by s.id), array_agg(s.contact_id order by s.id)
@@ -181,26 +209,29 @@ begin
          next_claim_at = case when v_delayed > 0 then least(b.next_claim_at, v_due_at) else b.next_claim_at end
    where b.agency_id = p_agency_id and b.id = p_batch_id
      and (v_call_ids is not null or v_skipped + v_delayed > 0);
-  return query select unnest(v_call_ids);
+  v_result.started := coalesce(v_call_ids, '{}');
+  return v_result;
 end;
 $$;
 
-revoke execute on function private.start_call(uuid, uuid, bigint[]) from public;
-grant  execute on function private.start_call(uuid, uuid, bigint[]) to service_role, lastcall_admin;
-comment on function private.start_call(uuid, uuid, bigint[]) is 'public.start_call, for a batch of a known agency.';
+revoke execute on function private.start_call(uuid, uuid, bigint[], uuid, double precision) from public;
+grant  execute on function private.start_call(uuid, uuid, bigint[], uuid, double precision) to service_role, lastcall_admin;
+comment on function private.start_call(uuid, uuid, bigint[], uuid, double precision) is 'public.start_call, for a batch of a known agency.';
 
--- The door to private.start_call. call_ids: as claimed, all of batch_id.
-create or replace function public.start_call(batch_id uuid, call_ids bigint[])
-returns setof bigint
+-- The door to private.start_call. call_ids: as claimed, all of batch_id and of the claim with that lease.
+create or replace function public.start_call(
+  batch_id uuid, call_ids bigint[], lease uuid, place_within_seconds double precision default 2)
+returns public.started_calls
 language sql volatile
 security invoker
 set search_path = pg_catalog, pg_temp
 set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
 as $$
-  select private.start_call(private.find_batch_agency(batch_id), batch_id, call_ids)
+  select * from private.start_call(private.find_batch_agency(batch_id), batch_id, call_ids, lease,
+    place_within_seconds)
 $$;
 
-revoke execute on function public.start_call(uuid, bigint[]) from public, anon, authenticated;
-grant  execute on function public.start_call(uuid, bigint[]) to service_role, lastcall_admin;
-comment on function public.start_call(uuid, bigint[]) is
+revoke execute on function public.start_call(uuid, bigint[], uuid, double precision) from public, anon, authenticated;
+grant  execute on function public.start_call(uuid, bigint[], uuid, double precision) to service_role, lastcall_admin;
+comment on function public.start_call(uuid, bigint[], uuid, double precision) is
   'The last gate before the carrier: returns the calls that may be placed now.';

@@ -1,5 +1,7 @@
--- Every batch whose counters do not say what its contacts are: no row means that the books
--- balance. p_batch_id: only this batch. Reads all contacts: for tests and for admins.
+-- Every batch whose counters do not say what its contacts are, and every batch with doubled calls: no row means
+-- that the books balance. p_batch_id: only this batch. Reads all contacts and calls: for tests and for admins.
+-- doubled_calls, which must be 0: calls that another call of their contact followed, though they had not failed, or
+-- had failed as not_placed and the carrier had them.
 create or replace function private.check_counters(p_batch_id uuid default null)
 returns table (agency_id uuid, batch_id uuid, counter text, stored bigint, counted bigint)
 language sql stable
@@ -27,8 +29,19 @@ as $$
             ('failed', b.failed, coalesce(n.failed, 0)),
             ('skipped', b.skipped, coalesce(n.skipped, 0))) as v (counter, stored, counted)
    where (p_batch_id is null or b.id = p_batch_id) and v.stored <> v.counted
+   union all
+  select k.agency_id, k.batch_id, 'doubled_calls', 0, count(*)
+    from (
+      select c.agency_id, c.batch_id, c.status, c.outcome, c.carrier_call_id,
+             lead(c.id) over (partition by c.agency_id, c.batch_id, c.contact_id order by c.id) as next_id
+        from public.calls c
+       where p_batch_id is null or c.batch_id = p_batch_id) k
+   where k.next_id is not null
+     and (k.status <> 'failed' or k.outcome = 'not_placed' and k.carrier_call_id is not null)
+   group by k.agency_id, k.batch_id
 $$;
 
 revoke execute on function private.check_counters(uuid) from public;
 grant  execute on function private.check_counters(uuid) to service_role, lastcall_admin;
-comment on function private.check_counters(uuid) is 'Batches whose counters do not add up; no row: the books balance.';
+comment on function private.check_counters(uuid) is
+  'Batches whose counters do not add up or that have doubled calls; no row: the books balance.';

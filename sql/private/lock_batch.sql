@@ -1,11 +1,12 @@
--- The longest wait for a batch: the session's lock_timeout if it has one, or else 2 seconds for the service and 10 for people.
+-- The longest wait for a batch: the session's lock_timeout if it has one, or else 10 seconds for people and
+-- 1 for the service, whose calls must be placed within seconds.
 create or replace function private.longest_wait()
 returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
   select case when current_setting('lock_timeout') <> '0' then current_setting('lock_timeout')
-              when current_setting('role', true) = 'service_role' then '2s'
+              when current_setting('role', true) = 'service_role' then '1s'
               else '10s' end
 $$;
 

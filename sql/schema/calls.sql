@@ -1,6 +1,7 @@
 -- One attempt at a contact. A row begins as a lease (queued): a dialer's right to call the
 -- contact until lease_expires_at. start_call turns it into a call; a lease that never became
 -- one (expired, or its batch cancelled or stopped) is deleted, so what stays was really called.
+-- A call is named by its id and its lease: a crash or failover that takes claims back lets their ids come again.
 create table public.calls (
   agency_id        uuid not null,
   batch_id         uuid not null,
@@ -16,6 +17,8 @@ create table public.calls (
   outcome          text,
   carrier_call_id  text,
   checked_at       timestamptz,
+  lease            uuid,
+  place_by         timestamptz,
   primary key (agency_id, batch_id, id),
   -- None to the contact: deleting a batch of a million would look for each contact's calls.
   foreign key (agency_id, batch_id) references public.call_batches (agency_id, id) on delete cascade
@@ -32,3 +35,7 @@ create index calls_carrier on public.calls (carrier_call_id, agency_id) where ca
 comment on table public.calls is 'One attempt at a contact; while queued, the lease of a dialer.';
 comment on column public.calls.carrier_call_id is 'The carrier''s id of the call.';
 comment on column public.calls.checked_at is 'When list_open_calls last gave the call, to ask the carrier about.';
+comment on column public.calls.lease is
+  'Random, one for each claim: with the id, the name of the call. Null: claimed before leases had names.';
+comment on column public.calls.place_by is
+  'Until when the request for the call may leave for the carrier. Null: not started, or started before calls had it.';

@@ -18,10 +18,13 @@ select '7e570000-0000-4000-8000-00000000000a', '7e570000-0000-4000-8000-00000000
 -- A dialer has one contact on the phone and another one claimed when the cancel comes.
 set local role service_role;
 set local request.jwt.claims = '{"role": "service_role"}';
-select call_id as started from claim_contacts(1, batch_id => '7e570000-0000-4000-8000-0000000000c1') \gset
-select call_id as claimed from claim_contacts(1, batch_id => '7e570000-0000-4000-8000-0000000000c1') \gset
+select call_id as started, lease as its_lease
+  from claim_contacts(1, batch_id => '7e570000-0000-4000-8000-0000000000c1') \gset
+select call_id as claimed, lease as other_lease
+  from claim_contacts(1, batch_id => '7e570000-0000-4000-8000-0000000000c1') \gset
 select results_eq(
-  format('select start_call(%L, %L)', '7e570000-0000-4000-8000-0000000000c1', array[:started]),
+  format('select unnest(started) from start_call(%L, %L, %L)',
+    '7e570000-0000-4000-8000-0000000000c1', array[:started], :'its_lease'),
   array[:started]::bigint[], 'before the cancel, a claimed contact may be called');
 
 set local role authenticated;
@@ -62,12 +65,14 @@ set local request.jwt.claims = '{"role": "service_role"}';
 select is_empty($$select * from claim_contacts(5, batch_id => '7e570000-0000-4000-8000-0000000000c1')$$,
   'after the cancel nothing is claimed');
 select is_empty(
-  format('select start_call(%L, %L)', '7e570000-0000-4000-8000-0000000000c1', array[:claimed]),
+  format('select unnest(started) from start_call(%L, %L, %L)',
+    '7e570000-0000-4000-8000-0000000000c1', array[:claimed], :'other_lease'),
   'what was claimed before it is not called');
 select lives_ok($$select release_expired_leases(), process_batches()$$, 'the dialer''s housekeeping goes on');
 select results_eq(
-  format('select finish_call(%L, %L)', '7e570000-0000-4000-8000-0000000000c1',
-    jsonb_build_array(jsonb_build_object('call_id', :started, 'status', 'failed', 'outcome', 'busy'))),
+  format($$select call_id from finish_call(%L, %L) where result = 'changed'$$, '7e570000-0000-4000-8000-0000000000c1',
+    jsonb_build_array(jsonb_build_object(
+      'call_id', :started, 'lease', :'its_lease', 'status', 'failed', 'outcome', 'busy'))),
   array[:started]::bigint[], 'the call in progress ends in peace');
 select results_eq(
   $$select status::text, count(*)::integer from campaign_contacts

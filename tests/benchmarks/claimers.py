@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .lab import Lab
 
-BATCH_ID, CALL_ID = 1, 2
+BATCH_ID, CALL_ID, LEASE = 1, 2, 13
 """Places in a row of claim_contacts."""
 PATIENCE = 60.0
 """Seconds after which a claimer that is not told to stop does so, lest a failure leaves it running."""
@@ -166,5 +166,5 @@ def _claim(
         contacts += len(claimed)
         if order.work == "claim and start":
             calls = [row[CALL_ID] for row in claimed]
-            connection.execute("select start_call(%s, %s)", [claimed[0][BATCH_ID], calls])
+            connection.execute("select start_call(%s, %s, %s)", [claimed[0][BATCH_ID], calls, claimed[0][LEASE]])
     return Outcome(claims, contacts, last_reply)

@@ -109,7 +109,7 @@ def _deliver(lab: Lab, agency_id: UUID, batch_id: UUID, events: int) -> None:
     for first in range(0, events, 1000):
         number = min(1000, events - first)
         lab.owner.execute(
-            "select start_call(%s, (select array_agg(c.call_id) from claim_contacts(%s, 60, %s) c))",
+            "select start_call(%s, array_agg(c.call_id), min(c.lease::text)::uuid) from claim_contacts(%s, 60, %s) c",
             [batch_id, number, batch_id],
         )
     lab.owner.execute(
@@ -117,7 +117,7 @@ def _deliver(lab: Lab, agency_id: UUID, batch_id: UUID, events: int) -> None:
         " select agency_id, id || ' ended', 'call.ended', jsonb_build_object('event', 'call.ended', 'call',"
         "   jsonb_build_object('callId', 'carrier-' || id, 'created', '2025-01-15T10:30:00Z',"
         "     'joined', '2025-01-15T10:30:05Z', 'ended', '2025-01-15T10:32:30Z', 'endReason', 'hangup',"
-        "     'metadata', jsonb_build_object('batch_id', batch_id, 'call_id', id)))"
+        "     'metadata', jsonb_build_object('batch_id', batch_id, 'call_id', id, 'lease', lease)))"
         "   from calls where agency_id = %s and batch_id = %s and status = 'in_progress' order by id",
         [agency_id, batch_id],
     )

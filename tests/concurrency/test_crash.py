@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from functions.migrations import migrate
 from functions.postgres_server import PostgresServer
 
 from ..conftest import new_server
-from ..support.database import TestDatabase
+from ..support.crashes import connected, crash, hold_the_disk
 
 
 @pytest.fixture
@@ -30,46 +26,17 @@ def server(own_folder: Path) -> Iterator[PostgresServer]:
     server.stop()
 
 
-WRITER = "select pid from pg_stat_activity where backend_type = 'walwriter'"
-
-
-def connected(server: PostgresServer) -> TestDatabase:
-    return TestDatabase(server.uri(), server.uri(user="lastcall_functions"))
-
-
-def hold_the_disk(db: TestDatabase) -> int:
-    """Keep the process that writes what nobody waits for from writing it; returns its id."""
-    writer: int = db.value(WRITER)
-    os.kill(writer, signal.SIGSTOP)
-    return writer
-
-
-def crash(server: PostgresServer, db: TestDatabase, writer: int) -> TestDatabase:
-    """Kill that process, whereupon the server ends all connections and recovers; a new connection then."""
-    db.close()
-    os.kill(writer, signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while True:
-        assert time.monotonic() < deadline, "the server has not recovered for a minute"
-        try:
-            db = connected(server)
-            if db.rows(WRITER) not in ([], [{"pid": writer}]):
-                return db
-            db.close()
-        except psycopg.OperationalError:  # it has not noticed, ends, or recovers
-            time.sleep(0.05)
-
-
 def test_a_claim_that_a_crash_took_back_lets_no_call_start(server: PostgresServer) -> None:
     db = connected(server)
     batch = db.batch(db.agency())
     db.contacts(batch, pending=20)
     writer = hold_the_disk(db)
     calls = [row["call_id"] for row in db.rows("select call_id from claim_contacts(20)")]
+    lease = db.lease(calls[0])
     assert len(calls) == 20
     db = crash(server, db, writer)
     assert db.statuses(batch) == {"pending": 20}
-    assert db.rows("select start_call(%s, %s)", batch, calls) == []
+    assert db.row("select * from start_call(%s, %s, %s)", batch, calls, lease) == {"started": [], "unknown": calls}
     assert db.unbalanced() == []
     assert len(db.rows("select * from claim_contacts(20)")) == 20
     db.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
 import hypothesis.strategies as st
@@ -26,6 +26,14 @@ RULES = [
     "max_calls_per_number = null",
     "retry_outcomes = '{busy}'",
 ]
+
+
+class Call(NamedTuple):
+    """A call as its claim told it."""
+
+    batch: UUID
+    id: int
+    lease: str
 
 
 class Life(RuleBasedStateMachine):
@@ -71,21 +79,22 @@ class Life(RuleBasedStateMachine):
 
     @rule(target=calls, number=st.integers(1, 4))
     def claim(self, number: int) -> Any:
-        return multiple(*((r["batch_id"], r["call_id"]) for r in self.ask("select * from claim_contacts(%s)", number)))
+        claimed = self.ask("select * from claim_contacts(%s)", number)
+        return multiple(*(Call(row["batch_id"], row["call_id"], str(row["lease"])) for row in claimed))
 
     @rule(call=calls)
-    def start(self, call: tuple[UUID, int]) -> None:
-        self.ask("select start_call(%s, %s)", call[0], [call[1]])
+    def start(self, call: Call) -> None:
+        self.ask("select start_call(%s, %s, %s)", call.batch, [call.id], call.lease)
 
     @rule(call=calls, status=st.sampled_from(["completed", "failed", "unknown"]), outcome=st.sampled_from(OUTCOMES))
-    def finish(self, call: tuple[UUID, int], status: str, outcome: str) -> None:
-        result = {"call_id": call[1], "status": status, "outcome": outcome}
-        self.ask("select finish_call(%s, %s)", call[0], json.dumps([result]))
+    def finish(self, call: Call, status: str, outcome: str) -> None:
+        result = {"call_id": call.id, "lease": call.lease, "status": status, "outcome": outcome}
+        self.ask("select finish_call(%s, %s)", call.batch, json.dumps([result]))
 
     @rule(call=calls)
-    def confirm(self, call: tuple[UUID, int]) -> None:
-        confirmed = {"call_id": call[1], "carrier_call_id": f"carrier-{call[1]}"}
-        self.ask("select confirm_call(%s, %s)", call[0], json.dumps([confirmed]))
+    def confirm(self, call: Call) -> None:
+        confirmed = {"call_id": call.id, "lease": call.lease, "carrier_call_id": f"carrier-{call.id}"}
+        self.ask("select confirm_call(%s, %s)", call.batch, json.dumps([confirmed]))
 
     @rule(place=PLACES, numbers=st.lists(NUMBERS, min_size=1, max_size=3))
     def create(self, place: int, numbers: list[str]) -> None:
@@ -103,15 +112,15 @@ class Life(RuleBasedStateMachine):
             self.ask("select finish_import(%s, %s)", batch, step["id"])
 
     @rule(call=calls, event_type=st.sampled_from(["call.started", "call.joined", "call.ended"]), joined=st.booleans())
-    def report(self, call: tuple[UUID, int], event_type: str, joined: bool) -> None:
-        about = {"batch_id": call[0], "call_id": call[1]}
+    def report(self, call: Call, event_type: str, joined: bool) -> None:
+        about = {"batch_id": call.batch, "call_id": call.id, "lease": call.lease}
         told = event(event_type, about) if joined else missed(about)
         self.db.rows(
             "insert into webhook_queue (agency_id, event_id, event_type, payload)"
             " select agency_id, gen_random_uuid()::text, %s, %s from call_batches where id = %s",
             told["event"],
             json.dumps(told),
-            call[0],
+            call.batch,
         )
 
     @rule()

@@ -22,7 +22,7 @@ ENDINGS = ["cancel_batch(%(batch)s)", "stop_batch(%(batch)s::text, skip_remainin
 CONTENDERS = {
     "finish_call, all failed": ("finish_call(%(batch)s, %(failed)s)", False),
     "finish_call, all completed": ("finish_call(%(batch)s, %(completed)s)", False),
-    "start_call": ("start_call(%(batch)s, %(held)s)", False),
+    "start_call": ("start_call(%(batch)s, %(held)s, %(lease)s)", False),
     "confirm_call": ("confirm_call(%(batch)s, %(confirmed)s)", False),
     "start_batch": ("start_batch(%(batch)s::text, call_data => %(data)s)", False),
     "add_contacts": ("add_contacts(%(batch)s, %(more)s)", False),
@@ -73,18 +73,16 @@ def world(db: TestDatabase) -> dict[str, Any]:
     db.contacts(batch, pending=30)
     calls = [row["call_id"] for row in db.rows("select call_id from claim_contacts(15)")]
     talking, held = calls[:5], calls[5:]
-    db.rows("select start_call(%s, %s)", batch, talking)
+    db.start_calls(batch, talking)
     db.rows("update calls set lease_expires_at = clock_timestamp() where id = any (%s)", held[:3])
-    results = {
-        status: json.dumps([{"call_id": call, "status": status} for call in talking])
-        for status in ("failed", "completed")
-    }
+    results = {status: db.named(talking, status=status) for status in ("failed", "completed")}
     return {
         "batch": batch,
         "held": held,
+        "lease": db.lease(held[0]),
         "more": json.dumps([{"phone_number": "+15550000000"}]),
         "data": json.dumps([{"phoneNumber": "+15550000000"}]),
-        "confirmed": json.dumps([{"call_id": call, "carrier_call_id": f"carrier-{call}"} for call in talking]),
+        "confirmed": db.named(talking, carrier_call_id="carrier"),
         **results,
     }
 
@@ -175,5 +173,5 @@ def test_under_a_stricter_isolation_too_no_call_starts_after_the_end(db: TestDat
         dialer.execute("select 1")  # its snapshot is from before the cancel
         db.rows("select cancel_batch(%s)", values["batch"])
         with pytest.raises(psycopg.errors.SerializationFailure):
-            dialer.execute("select start_call(%(batch)s, %(held)s)", values)
+            dialer.execute("select start_call(%(batch)s, %(held)s, %(lease)s)", values)
     assert db.value("select count(*) from calls where status = 'queued'") == 0

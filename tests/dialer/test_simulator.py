@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_story() -> None:
             simulated(seed=seed, answer_at_end=True, unanswered=0.5) as url,
             httpx2.Client(timeout=60, trust_env=False) as http,
         ):
-            bodies = [{"call_id": i, "batch_id": "b", "contact_id": i, "to": "+1"} for i in range(8)]
+            bodies = [{"call_id": i, "lease": "l", "batch_id": "b", "contact_id": i, "to": "+1"} for i in range(8)]
             calls = [http.post(f"{url}/calls", json=body).json() for body in bodies]
         return [(call["status"], call["outcome"]) for call in calls]
 
@@ -162,7 +162,8 @@ class Receiver:
         if told["event"] == "call.ended":
             completed = told["call"]["endReason"] == "hangup"
             of = told["call"]["metadata"]
-            result = {"call_id": int(of["call_id"]), "status": "completed" if completed else "failed"}
+            result = {"call_id": int(of["call_id"]), "lease": of["lease"]}
+            result["status"] = "completed" if completed else "failed"
             self._db.rows("select finish_call(%s, %s)", UUID(of["batch_id"]), json.dumps([result]))
         return Response()
 
@@ -206,7 +207,7 @@ def test_another_server_is_no_simulated_carrier_and_uses_up_no_attempt(db: TestD
 
 
 def test_another_server_knows_nothing_of_a_call() -> None:
-    call = OpenCall(batch_id=uuid4(), call_id=1, status="unknown", carrier_call_id=None, age_seconds=1000)
+    call = OpenCall(batch_id=uuid4(), call_id=1, lease=uuid4(), status="unknown", carrier_call_id=None, age_seconds=1000)
 
     async def find(url: str) -> GoingOn | Ended | None:
         carrier = connect_carrier(Settings(carrier="simulator", carrier_url=url))
@@ -224,6 +225,6 @@ def test_another_server_knows_nothing_of_a_call() -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_shares_of_none_and_all_are_none_and_all(share: float) -> None:
     with simulated(answer_at_end=True, unanswered=share) as url, httpx2.Client(timeout=60, trust_env=False) as http:
-        body = {"batch_id": "b", "contact_id": 1, "to": "+1"}
+        body = {"batch_id": "b", "lease": "l", "contact_id": 1, "to": "+1"}
         calls = [http.post(f"{url}/calls", json={"call_id": i, **body}).json() for i in range(10)]
     assert {call["status"] for call in calls} == {"failed" if share else "completed"}

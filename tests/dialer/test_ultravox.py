@@ -39,9 +39,11 @@ pytestmark = pytest.mark.one_postgres
 
 T = TypeVar("T")
 BATCH = UUID("5eed0000-0000-4000-8000-0000000000b1")
+LEASE = UUID("5eed0000-0000-4000-8000-0000000000e1")
 CALL = Call(
     batch_id=BATCH,
     call_id=7,
+    lease=LEASE,
     contact_id=5,
     phone_number="+15559876543",
     from_number="+15551234567",
@@ -50,7 +52,7 @@ CALL = Call(
     recording_enabled=False,
     custom_data={"first_name": "Ada"},
 )
-UNKNOWN = OpenCall(batch_id=BATCH, call_id=7, status="unknown", carrier_call_id=None, age_seconds=10)
+UNKNOWN = OpenCall(batch_id=BATCH, call_id=7, lease=LEASE, status="unknown", carrier_call_id=None, age_seconds=10)
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def test_a_call_is_created_with_its_agent_over_telnyx(account: UltravoxStandIn, 
             "medium": {"telnyx": {"outgoing": {"to": "+15559876543", "from": "+15551234567"}}},
             "firstSpeakerSettings": {"agent": {}},
             "templateContext": {"first_name": "Ada"},
-            "metadata": {"batch_id": str(BATCH), "contact_id": "5", "call_id": "7"},
+            "metadata": {"batch_id": str(BATCH), "contact_id": "5", "call_id": "7", "lease": str(LEASE)},
             "maxDuration": "600s",
             "recordingEnabled": False,
         }

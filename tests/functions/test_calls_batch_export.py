@@ -44,9 +44,8 @@ def test_a_batch_is_a_file_of_its_contacts_and_their_results(db: TestDatabase, e
     ]  # fmt: skip
     db.rows("select add_contacts(%s, %s)", batch, json.dumps(contacts))
     call = db.value("select call_id from claim_contacts(1)")
-    db.rows("select start_call(%s, array[%s::bigint])", batch, call)
-    result = {"call_id": call, "status": "completed", "outcome": "answered", "duration_seconds": 145, "notes": "ok"}
-    db.rows("select finish_call(%s, %s)", batch, json.dumps([result]))
+    db.start_calls(batch, [call])
+    db.finish_calls(batch, [call], "completed", outcome="answered", duration_seconds=145, notes="ok")
 
     response = get(either_client, db.user(agency, "client_viewer"), batch)
     assert response.status_code == 200

@@ -34,13 +34,10 @@ def called(db: TestDatabase, agency: UUID) -> UUID:
     batch: UUID = made["batch_id"]
     db.rows("select process_batches()")
     calls = [row["call_id"] for row in db.rows("select call_id from claim_contacts(3)")]
-    db.rows("select start_call(%s, %s)", batch, calls)
-    results = [
-        {"call_id": calls[0], "status": "completed", "outcome": "answered", "duration_seconds": 145},
-        {"call_id": calls[1], "status": "unknown"},
-    ]
-    db.rows("select finish_call(%s, %s)", batch, json.dumps(results))
-    db.rows("select confirm_call(%s, %s)", batch, json.dumps([{"call_id": calls[2], "carrier_call_id": "carrier-3"}]))
+    db.start_calls(batch, calls)
+    db.finish_calls(batch, calls[:1], "completed", outcome="answered", duration_seconds=145)
+    db.finish_calls(batch, calls[1:2], "unknown")
+    db.confirm_calls(batch, calls[2:], "carrier-3")
     return batch
 
 
@@ -104,7 +101,7 @@ def test_at_most_100_live_calls_are_shown(db: TestDatabase, either_client: TestC
     agency = db.agency()
     batch = db.batch(agency)
     db.contacts(batch, pending=150)
-    db.rows("select start_call(%s, array(select call_id from claim_contacts(150)))", batch)
+    db.start_calls(batch, [row["call_id"] for row in db.rows("select call_id from claim_contacts(150)")])
     assert len(get(either_client, db.user(agency), batch).json()["live_calls"]) == 100
 
 

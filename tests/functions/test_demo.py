@@ -17,7 +17,7 @@ import pytest
 
 from functions.cli import main
 from functions.demo.sql_console import SqlConsole
-from functions.demo.verdict import Reply, Verdict, judge, judge_pause
+from functions.demo.verdict import CallName, Reply, Verdict, judge, judge_pause
 from functions.dialer.simulated_carrier import CarrierCall
 
 from ..support.database import TestDatabase
@@ -56,9 +56,11 @@ class Story:
 
     def arrival(self, call_id: int, at: float) -> None:
         """Let the carrier record a call that it answered, and reported on."""
+        known = self.db.rows("select lease::text from calls where id = %s", call_id)
         self.record.append(
             CarrierCall(
                 call_id,
+                (known[0]["lease"] or "") if known else "",
                 str(self.batch),
                 at,
                 "",
@@ -106,22 +108,24 @@ def tell(db: TestDatabase, ended: str) -> Story:
         carrier.tell(*(event(event_type, call) for event_type in ("call.started", "call.joined", "call.ended")))
     process(db)
 
-    ids_before, ids = (frozenset(call["call_id"] for call in some) for some in (before, calls))
+    named_before, named = (
+        frozenset((call["call_id"], str(call["lease"])) for call in some) for some in (before, calls)
+    )
     story = Story(
         db,
         ended,
         batch,
-        pause=a_reply(6.0, "paused", ids_before),
-        resume=a_reply(8.0, "processing", ids_before),
-        reply=replace(a_reply(10.0, ended, ids), contacts_skipped=skipped),
+        pause=a_reply(6.0, "paused", named_before),
+        resume=a_reply(8.0, "processing", named_before),
+        reply=replace(a_reply(10.0, ended, named), contacts_skipped=skipped),
         record=[],
     )
-    for call_id in sorted(ids):
-        story.arrival(call_id, 5.0 if call_id in ids_before else 9.5)
+    for name in sorted(named):
+        story.arrival(name[0], 5.0 if name in named_before else 9.5)
     return story
 
 
-def a_reply(sent_at: float, batch_status: str, started: frozenset[int]) -> Reply:
+def a_reply(sent_at: float, batch_status: str, started: frozenset[CallName]) -> Reply:
     """A second after its request, with these calls started before and after."""
     return Reply(
         sent_at=sent_at,
@@ -274,7 +278,7 @@ def test_a_call_that_start_call_let_through_while_paused_breaks_the_pause(story:
 
 def test_a_call_that_committed_while_paused_breaks_the_pause_even_if_it_began_before(story: Story) -> None:
     story.record[-1].arrived_at = 7.5
-    story.resume = replace(story.resume, started_before=story.resume.started_before | {story.record[-1].call_id})
+    story.resume = replace(story.resume, started_before=story.resume.started_before | {story.record[-1].name})
     assert broken(story.pause_verdict()) == [f"{STARTED_BETWEEN}: 1 by the carrier's record, 1 by the database"]
 
 
@@ -293,7 +297,8 @@ def test_a_pause_or_resume_that_was_refused_or_without_effect_does_not_hold(stor
     assert not replace(story, resume=replace(story.resume, batch_status="paused")).pause_verdict().holds
     assert not replace(story, resume=replace(story.resume, status_code=400)).pause_verdict().holds
     # Nothing was dialed any more, so that nothing started while paused proves nothing.
-    story.db.rows("update calls set started_at = null where not id = any (%s)", list(story.resume.started_before))
+    before = [call_id for call_id, _ in story.resume.started_before]
+    story.db.rows("update calls set started_at = null where not id = any (%s)", before)
     (text,) = broken(story.pause_verdict())
     assert text.endswith("and 0 calls started then")
 

@@ -28,9 +28,8 @@ def filled(db: TestDatabase, agency: UUID, owner: UUID | None, contacts: list[di
 
 def call_next(db: TestDatabase, batch: UUID, number: int, status: str) -> None:
     calls = [row["call_id"] for row in db.rows("select call_id from claim_contacts(%s)", number)]
-    db.rows("select start_call(%s, %s)", batch, calls)
-    results = [{"call_id": call, "status": status, "duration_seconds": 120} for call in calls]
-    db.rows("select finish_call(%s, %s)", batch, json.dumps(results))
+    db.start_calls(batch, calls)
+    db.finish_calls(batch, calls, status, duration_seconds=120)
 
 
 def numbers(response: Any) -> list[str]:

@@ -191,7 +191,7 @@ def test_a_batch_is_shown_with_its_settings_and_live_calls(operator: Operator, d
     batch = db.batch(agency, name="Spring offer", timezone="Europe/Paris", max_concurrent=7)
     db.contacts(batch, pending=3)
     (call,) = db.rows("select call_id from claim_contacts(1)")
-    db.rows("select start_call(%s, array[%s::bigint])", batch, call["call_id"])
+    db.start_calls(batch, [call["call_id"]])
     shown = operator.json("show", batch)
     assert shown["batch"]["name"] == "Spring offer"
     assert [live["call_id"] for live in shown["live_calls"]] == [str(call["call_id"])]
@@ -519,9 +519,8 @@ def test_a_watch_for_programs_is_an_object_a_line(in_app: Operator, db: TestData
         first = json.loads(process.stdout.readline())
         assert (first["finished_per_minute"], first["eta_seconds"]) == (None, None)
         (call,) = db.rows("select call_id from claim_contacts(1)")
-        db.rows("select start_call(%s, array[%s::bigint])", batch, call["call_id"])
-        result = [{"call_id": call["call_id"], "status": "completed"}]
-        db.rows("select finish_call(%s, %s)", batch, json.dumps(result))
+        db.start_calls(batch, [call["call_id"]])
+        db.finish_calls(batch, [call["call_id"]], "completed")
         while not (line := json.loads(process.stdout.readline()))["completed"]:
             pass
         assert line["finished_per_minute"] > 0

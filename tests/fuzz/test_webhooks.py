@@ -15,9 +15,8 @@ from . import strategies
 from .rule import PHONE_NUMBER, PLANTED, fuzz, heard, holds
 
 INGEST = "/functions/v1/webhook-ingest"
-EVENT = event(
-    "call.ended", {"batch_id": "0d1c2b3a-4f5e-4a6b-8c7d-9e8f7a6b5c4d", "call_id": 1}, shortSummary=PHONE_NUMBER
-)
+UUID = "0d1c2b3a-4f5e-4a6b-8c7d-9e8f7a6b5c4d"
+EVENT = event("call.ended", {"batch_id": UUID, "call_id": 1, "lease": UUID}, shortSummary=PHONE_NUMBER)
 NAMES = (
     "webhook-id", "webhook-timestamp", "webhook-signature", "x-ultravox-webhook-timestamp",
     "x-ultravox-webhook-signature",

@@ -276,9 +276,9 @@ select s.batch_id, s.action, k.id
 
 
 def _judge(db: TestDatabase, record: list[dict[str, Any]], users: Users, dialed_s: float, drained: bool) -> Report:
-    calls = {row["id"]: row for row in db.rows("select * from calls")}
-    placed = Counter(call["call_id"] for call in record)
-    carrier = {call["call_id"]: call for call in record}
+    calls = {(row["id"], str(row["lease"])): row for row in db.rows("select * from calls")}
+    placed = Counter((call["call_id"], call["lease"]) for call in record)
+    carrier = {(call["call_id"], call["lease"]): call for call in record}
     findings = [
         Finding("everything came to an end", [] if drained else [db.rows(
             "select status, count(*), sum(queued + in_progress) as open from call_batches group by 1")]),

@@ -262,9 +262,9 @@ def test_ids_guessed_right_reach_nothing_of_another_agency(db: TestDatabase, cal
 @pytest.mark.parametrize(
     "call",
     [
-        "claim_contacts()", "process_batches()", "release_expired_leases()", "start_call(%(batch)s, '{1}')",
+        "claim_contacts()", "process_batches()", "release_expired_leases()", "start_call(%(batch)s, '{1}', %(agency)s)",
         "finish_call(%(batch)s, '[]')", "confirm_call(%(batch)s, '[]')", "next_claim_in()", "list_open_calls()",
-        "private.start_call(%(agency)s, %(batch)s, '{1}')", "private.check_counters()",
+        "private.start_call(%(agency)s, %(batch)s, '{1}', %(agency)s, 2)", "private.check_counters()",
         "private.recount_batch(%(batch)s)", "private.lock_batch(%(agency)s, %(batch)s)",
         "private.skip_remaining(%(agency)s, %(batch)s, '')", "process_webhook_queue()", "purge_webhook_queue()",
         "ingest_webhook(%(agency)s, '')", "private.find_webhook_call(%(agency)s, '{}')",
@@ -285,7 +285,7 @@ def test_the_dialers_side_refuses_people_even_where_a_grant_slipped_through(db: 
     db.rows("grant execute on all functions in schema public, private to authenticated")
     before = db.state()
     for call in ("claim_contacts()", "process_batches()", "release_expired_leases()", "private.recount_batch(%(b)s)",
-                 "start_call(%(b)s, '{1}')", "finish_call(%(b)s, '[]')", "confirm_call(%(b)s, '[]')",
+                 "start_call(%(b)s, '{1}', %(b)s)", "finish_call(%(b)s, '[]')", "confirm_call(%(b)s, '[]')",
                  "next_claim_in()", "list_open_calls()",
                  "process_webhook_queue()", "purge_webhook_queue()"):  # fmt: skip
         with db.as_user(user) as connection, pytest.raises(psycopg.Error) as refused:

@@ -31,8 +31,7 @@ def start(db: TestDatabase, claimed: list[dict[str, Any]]) -> list[int]:
     if not claimed:
         return []
     calls = [row["call_id"] for row in claimed]
-    rows = db.rows("select start_call(%s, %s) as id", claimed[0]["batch_id"], calls)
-    return [row["id"] for row in rows]
+    return db.start_calls(claimed[0]["batch_id"], calls, claimed[0]["lease"])
 
 
 def add(db: TestDatabase, batch: UUID, *contacts: dict[str, Any]) -> None:
@@ -248,10 +247,12 @@ def test_two_batches_that_start_the_same_numbers_at_once_keep_to_the_limit_toget
     ready = threading.Barrier(len(groups))
 
     def begin(place: int) -> None:
-        calls = [row["call_id"] for row in groups[place]]
+        calls, lease = [row["call_id"] for row in groups[place]], groups[place][0]["lease"]
         with db.connect() as connection:
             ready.wait()
-            connection.execute("select start_call(%s, %s)", [batches[place], calls[:: 1 if place % 2 else -1]])
+            connection.execute(
+                "select start_call(%s, %s, %s)", [batches[place], calls[:: 1 if place % 2 else -1], lease]
+            )
 
     threads = [threading.Thread(target=begin, args=[place]) for place in range(len(groups))]
     for thread in threads:
@@ -273,8 +274,7 @@ def test_only_the_outcomes_to_retry_are_retried(db: TestDatabase, outcome: str |
     batch = db.batch(db.agency(), retry_outcomes=["busy", "no_answer"])
     db.contacts(batch, pending=1)
     (call,) = start(db, claim(db))
-    result = json.dumps([{"call_id": call, "status": "failed", "outcome": outcome}])
-    db.rows("select finish_call(%s, %s)", batch, result)
+    db.finish_calls(batch, [call], "failed", outcome=outcome)
     assert db.statuses(batch) == {becomes: 1}
 
 
@@ -282,8 +282,7 @@ def test_only_the_outcomes_to_retry_are_retried(db: TestDatabase, outcome: str |
 
 
 def told(db: TestDatabase, batch: UUID, call: int, status: str) -> list[int]:
-    results = json.dumps([{"call_id": call, "status": status}])
-    return [row["id"] for row in db.rows("select finish_call(%s, %s) as id", batch, results)]
+    return db.finish_calls(batch, [call], status)
 
 
 def test_an_unknown_call_stays_in_progress_and_is_not_placed_again(db: TestDatabase) -> None:
@@ -316,11 +315,10 @@ def test_a_confirmed_call_is_in_progress_under_the_carriers_id(db: TestDatabase)
     first, second = start(db, claim(db))
     told(db, batch, first, "unknown")
     told(db, batch, second, "completed")
-    confirmed = json.dumps([{"call_id": call, "carrier_call_id": f"carrier-{call}"} for call in (first, second)])
-    assert db.rows("select confirm_call(%s, %s) as id", batch, confirmed) == [{"id": first}]
+    assert db.confirm_calls(batch, [first, second], "theirs") == [first]
     assert db.row("select status, carrier_call_id from calls where id = %s", first) == {
         "status": "in_progress",
-        "carrier_call_id": f"carrier-{first}",
+        "carrier_call_id": "theirs",
     }
     assert db.row("select carrier_call_id from calls where id = %s", second) == {"carrier_call_id": None}
 

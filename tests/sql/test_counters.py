@@ -23,6 +23,50 @@ def test_check_counters_names_each_counter_that_is_wrong(db: TestDatabase) -> No
     db.rows("select private.recount_batch(%s)", bad)
 
 
+@pytest.mark.parametrize(
+    ("first", "is_doubled"),
+    [
+        ("status = 'in_progress'", True),
+        ("status = 'unknown'", True),
+        ("status = 'completed', outcome = 'answered'", True),
+        ("status = 'failed', outcome = 'not_placed', carrier_call_id = 'c-1'", True),
+        ("status = 'failed', outcome = 'not_placed'", False),
+        ("status = 'failed', outcome = 'busy', carrier_call_id = 'c-1'", False),
+    ],
+)
+def test_check_counters_names_doubled_calls(db: TestDatabase, first: str, is_doubled: bool) -> None:
+    batch, other = db.batch(db.agency(), retry_delay_seconds=0), db.batch(db.agency("Other"))
+    for of in (batch, other):
+        db.contacts(of, pending=2)
+        db.start_calls(of, [row["call_id"] for row in db.rows("select * from claim_contacts(2, 60, %s)", of)])
+    doubled = db.value("select min(id) from calls where batch_id = %s", batch)
+    db.finish_calls(batch, [doubled], "failed", outcome="not_placed", counted=False)
+    (again,) = db.rows("select call_id from claim_contacts()")
+    db.start_calls(batch, [again["call_id"]])
+    assert db.unbalanced() == []
+    db.rows(f"update calls set {first} where id = %s", doubled)
+    wrong = db.rows("select batch_id, counter, stored, counted from private.check_counters()")
+    assert wrong == [{"batch_id": batch, "counter": "doubled_calls", "stored": 0, "counted": 1}] * is_doubled
+    assert db.rows("select * from private.check_counters(%s)", other) == []
+    db.rows("delete from call_batches")
+
+
+def test_a_call_that_was_not_placed_and_is_at_the_carrier_shows_when_its_contact_is_called_again(
+    db: TestDatabase,
+) -> None:
+    batch = db.batch(db.agency(), retry_delay_seconds=0)
+    db.contacts(batch, pending=1)
+    call = db.value("select call_id from claim_contacts()")
+    db.start_calls(batch, [call])
+    db.finish_calls(batch, [call], "failed", outcome="not_placed", counted=False)
+    assert db.confirm_calls(batch, [call], "c-1") == []
+    assert db.row("select status::text, carrier_call_id from calls") == {"status": "failed", "carrier_call_id": "c-1"}
+    assert db.unbalanced() == []
+    db.start_calls(batch, [db.value("select call_id from claim_contacts()")])
+    assert [row["counter"] for row in db.unbalanced()] == ["doubled_calls"]
+    db.rows("delete from call_batches")
+
+
 def test_recount_sets_the_counters_to_what_the_contacts_are_and_says_who_did_it(db: TestDatabase) -> None:
     batch = db.batch(db.agency())
     db.contacts(batch, pending=3, completed=1)

@@ -22,13 +22,11 @@ def claim(db: TestDatabase, number: int = 10, **arguments: Any) -> list[dict[str
 
 
 def start(db: TestDatabase, batch: UUID, calls: list[dict[str, Any]]) -> list[int]:
-    ids = [call["call_id"] for call in calls]
-    return [row["start_call"] for row in db.rows("select start_call(%s, %s)", batch, ids)]
+    return db.start_calls(batch, [call["call_id"] for call in calls], calls[0]["lease"])
 
 
 def finish(db: TestDatabase, batch: UUID, calls: list[int], status: str, **result: Any) -> list[int]:
-    results = json.dumps([{"call_id": call, "status": status, **result} for call in calls])
-    return [row["finish_call"] for row in db.rows("select finish_call(%s, %s)", batch, results)]
+    return db.finish_calls(batch, calls, status, **result)
 
 
 def numbers(claimed: list[dict[str, Any]]) -> list[int]:
@@ -144,10 +142,10 @@ def test_dialing_is_heap_only_for_contacts_in_their_turn(db: TestDatabase) -> No
     before = updates(db)
     with db.connect() as connection:
         for _ in range(20):
-            claimed = connection.execute("select call_id from claim_contacts(100)").fetchall()
+            claimed = connection.execute("select call_id, lease from claim_contacts(100)").fetchall()
             calls = [row["call_id"] for row in claimed]
-            connection.execute("select start_call(%s, %s)", [batch, calls])
-            results = json.dumps([{"call_id": call, "status": "completed"} for call in calls])
+            connection.execute("select start_call(%s, %s, %s)", [batch, calls, claimed[0]["lease"]])
+            results = db.named(calls, status="completed")
             connection.execute("select finish_call(%s, %s)", [batch, results])
         flush(connection)
     made = updates(db) - before
@@ -199,6 +197,36 @@ def test_calls_of_another_batch_do_not_pass(db: TestDatabase) -> None:
     db.contacts(one, pending=1)
     claimed = claim(db)
     assert start(db, other, claimed) == []
+
+
+def test_calls_that_are_gone_are_told_and_those_that_passed_already_are_not(db: TestDatabase) -> None:
+    batch = db.batch(db.agency())
+    db.contacts(batch, pending=3)
+    claimed = claim(db)
+    gone, passed, _ = calls = [call["call_id"] for call in claimed]
+    lease = claimed[0]["lease"]
+    db.start_calls(batch, [passed])
+    db.rows("delete from calls where id = %s", gone)
+    answer = db.row("select * from start_call(%s, %s, %s)", batch, [*calls, 999], lease)
+    assert answer == {"started": calls[2:], "unknown": [gone, 999]}
+    db.rows("select cancel_batch(%s)", batch)
+    assert db.row("select * from start_call(%s, %s, %s)", batch, calls, lease) == {"started": [], "unknown": [gone]}
+    db.rows("select private.recount_batch(%s)", batch)
+
+
+def test_each_claim_has_a_lease_of_its_own_without_which_nothing_starts(db: TestDatabase) -> None:
+    batch = db.batch(db.agency())
+    db.contacts(batch, pending=4)
+    first, second = claim(db, 2), claim(db, 2)
+    leases = {call["lease"] for call in first}, {call["lease"] for call in second}
+    assert [len(of) for of in leases] == [1, 1]
+    assert leases[0] != leases[1]
+    calls = [call["call_id"] for call in first]
+    answer = db.row("select * from start_call(%s, %s, %s)", batch, calls, second[0]["lease"])
+    assert answer == {"started": [], "unknown": calls}
+    with pytest.raises(psycopg.Error) as refused:
+        db.rows("select start_call(%s, %s, null)", batch, calls)
+    assert refused.value.sqlstate == "PT400"
 
 
 # finish_call
@@ -295,16 +323,41 @@ def test_calls_in_progress_finish_in_a_batch_that_is_over_and_none_is_retried(db
 
 @pytest.mark.parametrize(
     "results",
-    ["null", "{}", "[1]", '[{"status": "completed"}]', '[{"call_id": "1", "status": "completed"}]',
-     '[{"call_id": 1}]', '[{"call_id": 1, "status": "queued"}]', '[{"call_id": 1.5, "status": "completed"}]',
-     '[{"call_id": 1, "status": ["completed"]}]', '[[{"call_id": 1, "status": "completed"}]]',
-     '[{"call_id": 1, "status": "completed", "duration_seconds": "long"}]'],
+    ["null", "{}", "[1]", '[{"lease": null, "status": "completed"}]',
+     '[{"call_id": "1", "lease": null, "status": "completed"}]', '[{"call_id": 1, "lease": null}]',
+     '[{"call_id": 1, "lease": null, "status": "queued"}]', '[{"call_id": 1.5, "lease": null, "status": "completed"}]',
+     '[{"call_id": 1, "lease": null, "status": ["completed"]}]',
+     '[[{"call_id": 1, "lease": null, "status": "completed"}]]',
+     '[{"call_id": 1, "lease": null, "status": "completed", "duration_seconds": "long"}]',
+     '[{"call_id": 1, "status": "completed"}]', '[{"call_id": 1, "lease": "1", "status": "completed"}]',
+     '[{"call_id": 1, "lease": 1, "status": "completed"}]'],
 )  # fmt: skip
 def test_results_that_are_none_are_refused_with_pt400(db: TestDatabase, results: str) -> None:
     batch = db.batch(db.agency())
     with pytest.raises(psycopg.Error) as refused:
         db.rows("select finish_call(%s, %s)", batch, results)
     assert refused.value.sqlstate == "PT400"
+
+
+@pytest.mark.parametrize(
+    ("procedure", "report", "again"),
+    [("confirm_call", {"carrier_call_id": "c-1"}, "changed"), ("finish_call", {"status": "completed"}, "unchanged")],
+)
+def test_each_report_is_told_what_became_of_it(
+    db: TestDatabase, procedure: str, report: dict[str, str], again: str
+) -> None:
+    batch = db.batch(db.agency())
+    db.contacts(batch, pending=2)
+    claimed = claim(db)
+    (call,) = start(db, batch, claimed[:1])
+    held, lease = claimed[1]["call_id"], claimed[0]["lease"]
+    told = [(call, lease), (call, lease), (held, lease), (999, lease), (call, batch), (call, None)]
+    reports = [{"call_id": of, "lease": named and str(named), **report} for of, named in told]
+    rows = db.rows(f"select * from {procedure}(%s, %s)", batch, json.dumps(reports))
+    results = ["changed", again, "unchanged", "unknown", "unknown", "unknown"]
+    assert [(row["call_id"], row["lease"], row["result"]) for row in rows] == [
+        (of, named, result) for (of, named), result in zip(told, results, strict=True)
+    ]
 
 
 # release_expired_leases
@@ -529,7 +582,7 @@ def test_a_contact_behind_the_claim_cursor_is_still_called(db: TestDatabase) -> 
     finish(
         db,
         batch,
-        start(db, batch, [{"call_id": row["id"]} for row in db.rows("select id from calls")]),
+        start(db, batch, db.rows("select id as call_id, lease from calls")),
         "completed",
     )
     assert claim(db) == []

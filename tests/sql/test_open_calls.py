@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +17,7 @@ def in_progress(db: TestDatabase, number: int, **columns: Any) -> tuple[UUID, li
     batch = db.batch(agency, agent_mapping_id=db.calling(agency)["agent_mapping_id"], **columns)
     db.contacts(batch, pending=number)
     ids = [row["call_id"] for row in db.rows("select call_id from claim_contacts(%s, 60, %s)", number, batch)]
-    db.rows("select start_call(%s, %s)", batch, ids)
+    db.start_calls(batch, ids)
     return batch, ids
 
 
@@ -30,20 +29,17 @@ def listed(db: TestDatabase, older_than: int = 300, most: int = 100) -> list[int
     return [row["call_id"] for row in db.rows("select call_id from list_open_calls(%s, %s)", older_than, most)]
 
 
-def finish(db: TestDatabase, batch: UUID, calls: list[int], **result: Any) -> None:
-    db.rows("select finish_call(%s, %s)", batch, json.dumps([{"call_id": call, **result} for call in calls]))
-
-
 def test_unknown_calls_and_those_in_progress_for_long_are_listed(db: TestDatabase) -> None:
     batch, (unknown, old, _young, over) = in_progress(db, 4)
-    finish(db, batch, [unknown], status="unknown")
+    db.finish_calls(batch, [unknown], "unknown")
     age(db, 301, [old, over])
-    finish(db, batch, [over], status="completed")
-    db.rows("select confirm_call(%s, %s)", batch, json.dumps([{"call_id": old, "carrier_call_id": "c-1"}]))
+    db.finish_calls(batch, [over], "completed")
+    db.confirm_calls(batch, [old], "c-1")
     at_least = db.value("select extract(epoch from clock_timestamp() - started_at) from calls where id = %s", old)
     rows = {row["call_id"]: row for row in db.rows("select * from list_open_calls()")}
     at_most = db.value("select extract(epoch from clock_timestamp() - started_at) from calls where id = %s", old)
     assert rows.keys() == {unknown, old}
+    assert rows[old]["lease"] == db.lease(old)
     assert (rows[old]["batch_id"], rows[old]["status"], rows[old]["carrier_call_id"]) == (batch, "in_progress", "c-1")
     assert at_least <= rows[old]["age_seconds"] <= at_most
     assert (rows[unknown]["status"], rows[unknown]["carrier_call_id"]) == ("unknown", None)
@@ -100,8 +96,8 @@ def test_what_is_read_is_the_open_calls_alone(db: TestDatabase) -> None:
     age(db, 301, calls)
     db.rows(
         "insert into calls (agency_id, batch_id, contact_id, attempt, status, lease_expires_at, started_at)"
-        " select b.agency_id, b.id, 1, 1, 'completed', now(), now() - interval '1 hour'"
-        "   from call_batches b, generate_series(1, 5000) where b.id = %s",
+        " select b.agency_id, b.id, i, 1, 'completed', now(), now() - interval '1 hour'"
+        "   from call_batches b, generate_series(1001, 6000) i where b.id = %s",
         batch,
     )
     db.rows("analyze calls")
@@ -150,7 +146,7 @@ def test_when_something_can_be_claimed_next(db: TestDatabase) -> None:
 def test_an_attempt_that_was_none_is_not_counted_and_comes_back_whatever_the_outcome(db: TestDatabase) -> None:
     batch, calls = in_progress(db, 1, retry_outcomes=["busy"])
     db.rows("update campaign_contacts set max_attempts = 1")
-    finish(db, batch, calls, status="failed", outcome="carrier_unavailable", counted=False)
+    db.finish_calls(batch, calls, "failed", outcome="carrier_unavailable", counted=False)
     row = db.row("select status::text, attempts, due_at > now() as waits from campaign_contacts")
     assert row == {"status": "scheduled", "attempts": 0, "waits": True}
 
@@ -159,16 +155,16 @@ def test_an_attempt_that_was_none_is_not_counted_and_comes_back_whatever_the_out
 def test_an_attempt_that_was_none_does_not_come_back_in_a_batch_that_is_over(db: TestDatabase, over: str) -> None:
     batch, calls = in_progress(db, 1)
     db.rows(f"select {over}", batch)
-    finish(db, batch, calls, status="failed", outcome="carrier_unavailable", counted=False)
+    db.finish_calls(batch, calls, "failed", outcome="carrier_unavailable", counted=False)
     assert db.statuses(batch) == {"failed": 1}
 
 
 def test_only_a_failed_call_can_have_been_no_attempt(db: TestDatabase) -> None:
     batch, calls = in_progress(db, 1)
-    finish(db, batch, calls, status="completed", counted=False)
+    db.finish_calls(batch, calls, "completed", counted=False)
     assert db.row("select status::text, attempts from campaign_contacts") == {"status": "completed", "attempts": 1}
     with pytest.raises(psycopg.Error) as refused:
-        finish(db, batch, calls, status="failed", counted="no")
+        db.finish_calls(batch, calls, "failed", counted="no")
     assert refused.value.sqlstate == "PT400"
 
 
@@ -186,8 +182,8 @@ def test_a_call_that_the_carrier_does_not_have_was_not_placed_unless_it_had_it(
 ) -> None:
     batch, calls = in_progress(db, 1)
     if confirmed is not None:
-        db.rows("select confirm_call(%s, %s)", batch, json.dumps([{"call_id": calls[0], "carrier_call_id": confirmed}]))
-    finish(db, batch, calls, status="missing", carrier_call_id=asked)
+        db.confirm_calls(batch, calls, confirmed)
+    db.finish_calls(batch, calls, "missing", carrier_call_id=asked)
     row = db.row("select status::text, outcome from calls")
     assert (row["status"], row["outcome"]) == call
     assert db.statuses(batch) == {contact: 1}

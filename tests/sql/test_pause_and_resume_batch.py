@@ -48,11 +48,12 @@ def test_no_call_starts_while_paused_not_even_one_that_was_claimed(db: TestDatab
     owner, batch = db.user(agency), db.batch(agency)
     db.contacts(batch, pending=5)
     held = [row["call_id"] for row in db.rows("select call_id from claim_contacts(3)")]
+    lease = db.lease(held[0])
     call(db, owner, "pause_batch", batch)
-    assert db.rows("select start_call(%s, %s)", batch, held) == []
+    assert db.start_calls(batch, held, lease) == []
     assert db.rows("select * from claim_contacts(10)") == []
     call(db, owner, "resume_batch", batch)
-    assert db.rows("select start_call(%s, %s)", batch, held) == [], "the old lease stays lost"
+    assert db.start_calls(batch, held, lease) == [], "the old lease stays lost"
 
 
 def test_a_resumed_batch_goes_on_where_it_was(db: TestDatabase) -> None:
@@ -61,7 +62,7 @@ def test_a_resumed_batch_goes_on_where_it_was(db: TestDatabase) -> None:
     db.contacts(batch, pending=6)
     claimed = db.rows("select call_id from claim_contacts(4)")
     calls = [row["call_id"] for row in claimed]
-    db.rows("select start_call(%s, %s)", batch, calls[:2])
+    db.start_calls(batch, calls[:2])
     call(db, owner, "pause_batch", batch)
 
     answer = call(db, owner, "resume_batch", batch)
@@ -106,12 +107,10 @@ def test_a_batch_resumed_after_an_early_end_retries_again(db: TestDatabase) -> N
     agency = db.agency()
     owner, batch = db.user(agency), db.batch(agency)
     db.contacts(batch, pending=2)
-    db.rows("select start_call(%s, array_agg(call_id)) from claim_contacts(1)", batch)
+    db.start_calls(batch, [db.value("select call_id from claim_contacts(1)")])
     db.rows("select stop_batch(%s::text, skip_remaining => true)", batch)
     call(db, owner, "resume_batch", batch)
-    db.rows(
-        "select finish_call(%s, jsonb_agg(jsonb_build_object('call_id', id, 'status', 'failed'))) from calls", batch
-    )
+    db.finish_calls(batch, [db.value("select id from calls")], "failed")
     assert db.statuses(batch) == {"scheduled": 1, "skipped": 1}
 
 
@@ -119,13 +118,11 @@ def test_calls_in_progress_finish_while_paused(db: TestDatabase) -> None:
     agency = db.agency()
     owner, batch = db.user(agency), db.batch(agency)
     db.contacts(batch, pending=3)
-    db.rows("select start_call(%s, array_agg(call_id)) from claim_contacts(2)", batch)
+    answered, failed = (row["call_id"] for row in db.rows("select call_id from claim_contacts(2)"))
+    db.start_calls(batch, [answered, failed])
     call(db, owner, "pause_batch", batch)
-    db.rows(
-        "select finish_call(%s, jsonb_build_array(jsonb_build_object('call_id', min(id), 'status', 'completed'),"
-        " jsonb_build_object('call_id', max(id), 'status', 'failed'))) from calls",
-        batch,
-    )
+    db.finish_calls(batch, [answered], "completed")
+    db.finish_calls(batch, [failed], "failed")
     assert db.statuses(batch) == {"completed": 1, "scheduled": 1, "pending": 1}
     assert db.batch_row(batch)["status"] == "paused"
 

@@ -42,10 +42,15 @@ def updates(db: TestDatabase) -> Counter[str]:
 
 def dial(connection: Connection, batch: UUID) -> int:
     """Claim, start and finish ten calls; lose the lease of an eleventh: how many were called."""
-    claimed = connection.execute("select call_id from claim_contacts(11, 60, %s)", [batch]).fetchall()
-    calls = [row["call_id"] for row in claimed]
-    started = connection.execute("select start_call(%s, %s) as id", [batch, calls[:10]]).fetchall()
-    results = [{"call_id": row["id"], "status": "failed" if row["id"] % 2 else "completed"} for row in started]
+    claimed = connection.execute("select call_id, lease from claim_contacts(11, 60, %s)", [batch]).fetchall()
+    calls, lease = [row["call_id"] for row in claimed], claimed[0]["lease"] if claimed else batch
+    started = connection.execute(
+        "select unnest(started) as id from start_call(%s, %s, %s)", [batch, calls[:10], lease]
+    ).fetchall()
+    results = [
+        {"call_id": row["id"], "lease": str(lease), "status": "failed" if row["id"] % 2 else "completed"}
+        for row in started
+    ]
     connection.execute("select finish_call(%s, %s)", [batch, json.dumps(results)])
     return len(started)
 
@@ -114,7 +119,10 @@ def test_applying_events_reads_a_few_rows_of_a_large_batch_and_a_long_queue(db: 
         db.contacts(batch, pending=20_000)
         for _ in range(3):
             others = carrier.place(batch, 1000)
-        confirmed = [{"call_id": call["call_id"], "carrier_call_id": f"carrier-{call['call_id']}"} for call in others]
+        confirmed = [
+            {"call_id": call["call_id"], "lease": str(call["lease"]), "carrier_call_id": f"carrier-{call['call_id']}"}
+            for call in others
+        ]
         db.rows("select confirm_call(%s, %s)", batch, json.dumps(confirmed))
         db.rows(
             "insert into webhook_queue (agency_id, event_id, event_type, payload, status, processed_at, next_retry_at)"

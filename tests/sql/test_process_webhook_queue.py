@@ -47,8 +47,7 @@ def without_queue(db: TestDatabase) -> dict[str, Any]:
 def test_started_and_joined_confirm_the_call(db: TestDatabase, event_type: str, status: str) -> None:
     carrier, batch, (call,) = world(db)
     if status == "unknown":
-        results = json.dumps([{"call_id": call["call_id"], "status": "unknown"}])
-        db.rows("select finish_call(%s, %s)", batch, results)
+        db.finish_calls(batch, [call["call_id"]], "unknown")
     carrier.tell(event(event_type, call))
     assert process(db) == {"processed": 1, "failed": 0}
     assert call_row(db, call)["status"] == "in_progress"
@@ -118,9 +117,41 @@ def test_a_failed_call_obeys_the_retry_rules_of_its_batch(db: TestDatabase) -> N
 
 def test_ids_of_the_metadata_may_be_strings(db: TestDatabase) -> None:
     carrier, batch, (call,) = world(db)
-    carrier.tell(event("call.ended", metadata={"batch_id": str(batch).upper(), "call_id": str(call["call_id"])}))
+    metadata = {"batch_id": str(batch).upper(), "call_id": str(call["call_id"]), "lease": str(call["lease"]).upper()}
+    carrier.tell(event("call.ended", metadata=metadata))
     process(db)
     assert queue(db) == [DONE]
+
+
+def test_an_event_with_a_lease_is_about_the_call_of_that_lease_or_about_none(db: TestDatabase) -> None:
+    carrier, batch, (call,) = world(db)
+    db.confirm_calls(batch, [call["call_id"]], "theirs")
+    named = {"batch_id": str(batch), "call_id": call["call_id"], "contact_id": call["contact_id"]}
+    for number, lease in enumerate((str(uuid4()), "", "none", 0, [])):
+        carrier.tell(event("call.ended", callId="theirs", metadata={**named, "lease": lease}))
+        db.rows("update webhook_queue set event_id = %s where event_id = 'theirs call.ended'", str(number))
+    carrier.tell(event("call.ended", callId="theirs", metadata={**named, "lease": str(call["lease"])}))
+    process(db)
+    assert queue(db) == [NO_CALL] * 5 + [DONE]
+
+
+def test_an_event_with_an_id_and_no_lease_is_about_no_call_that_has_a_lease(db: TestDatabase) -> None:
+    carrier, batch, (call,) = world(db)
+    named = {"batch_id": str(batch), "call_id": call["call_id"], "contact_id": call["contact_id"]}
+    carrier.tell(event("call.ended", metadata=named))
+    process(db)
+    assert queue(db) == [NO_CALL]
+
+
+def test_a_call_that_was_claimed_before_leases_had_names_is_found_and_ended_without_one(db: TestDatabase) -> None:
+    carrier, batch, calls = world(db, 2)
+    db.rows("update calls set lease = null, started_at = started_at - interval '301 seconds'")
+    assert [row["lease"] for row in db.rows("select lease from list_open_calls()")] == [None, None]
+    carrier.tell(event("call.ended", metadata={"batch_id": str(batch), "call_id": calls[0]["call_id"]}))
+    process(db)
+    assert queue(db) == [DONE]
+    assert db.finish_calls(batch, [calls[1]["call_id"]], "completed") == [calls[1]["call_id"]]
+    assert db.statuses(batch) == {"completed": 2}
 
 
 def test_a_contact_alone_means_its_latest_call(db: TestDatabase) -> None:
@@ -139,8 +170,7 @@ def test_a_contact_alone_means_its_latest_call(db: TestDatabase) -> None:
 @pytest.mark.parametrize("metadata", [None, {}, [], "x", {"batch_id": "x", "call_id": "y"}, {"call_id": 1}])
 def test_without_our_ids_the_carriers_own_id_tells_the_call(db: TestDatabase, metadata: Any) -> None:
     carrier, batch, (call,) = world(db)
-    confirmed = [{"call_id": call["call_id"], "carrier_call_id": "theirs"}]
-    db.rows("select confirm_call(%s, %s)", batch, json.dumps(confirmed))
+    db.confirm_calls(batch, [call["call_id"]], "theirs")
     carrier.tell(event("call.ended", callId="theirs", metadata=metadata))
     process(db)
     assert queue(db) == [DONE]
@@ -150,8 +180,7 @@ def test_an_event_may_come_before_the_dialer_confirms_its_call(db: TestDatabase)
     carrier, batch, (call,) = world(db)
     carrier.tell(event("call.ended", call))
     process(db)
-    confirmed = json.dumps([{"call_id": call["call_id"], "carrier_call_id": f"carrier-{call['call_id']}"}])
-    assert db.rows("select confirm_call(%s, %s)", batch, confirmed) == []
+    assert db.confirm_calls(batch, [call["call_id"]], f"carrier-{call['call_id']}") == []
     assert call_row(db, call)["status"] == "completed"
 
 
@@ -171,9 +200,8 @@ def test_an_event_of_no_call_of_the_agency_is_ignored_and_changes_nothing(db: Te
     theirs = db.batch(other.agency)
     db.contacts(theirs, pending=2)
     (their_call,) = other.place(theirs)
-    (lease,) = db.rows("select batch_id, call_id, contact_id from claim_contacts(1, 60, %s)", theirs)
-    confirmed = json.dumps([{"call_id": their_call["call_id"], "carrier_call_id": "theirs"}])
-    db.rows("select confirm_call(%s, %s)", theirs, confirmed)
+    (lease,) = db.rows("select batch_id, call_id, lease, contact_id from claim_contacts(1, 60, %s)", theirs)
+    db.confirm_calls(theirs, [their_call["call_id"]], "theirs")
     before = without_queue(db)
     metadata = {"batch_id": str(batch)}
     carrier.tell(

@@ -89,8 +89,8 @@ def test_every_change_of_status_is_told(db: TestDatabase) -> None:
     db.rows("select stop_batch(%s::text)", batch)
     db.rows("select start_batch(%s::text)", batch)
     call = db.value("select call_id from claim_contacts(1)")
-    db.rows("select start_call(%s, %s)", batch, [call])
-    db.rows("select finish_call(%s, %s)", batch, json.dumps([{"call_id": call, "status": "completed"}]))
+    db.start_calls(batch, [call])
+    db.finish_calls(batch, [call], "completed")
     db.rows("select process_batches()")
     assert moves(db) == [
         (None, "pending"),

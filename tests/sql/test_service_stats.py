@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from uuid import UUID
 
 import psycopg
@@ -25,11 +24,7 @@ def in_progress(db: TestDatabase, batch: UUID, number: int) -> list[int]:
     """Ids of so many calls of the batch that start_call has let through."""
     db.contacts(batch, pending=number)
     claimed = [row["call_id"] for row in db.rows("select call_id from claim_contacts(%s, 60, %s)", number, batch)]
-    return [row["id"] for row in db.rows("select start_call(%s, %s) as id", batch, claimed)]
-
-
-def finish(db: TestDatabase, batch: UUID, calls: list[int], **result: str) -> None:
-    db.rows("select finish_call(%s, %s)", batch, json.dumps([{"call_id": call, **result} for call in calls]))
+    return db.start_calls(batch, claimed)
 
 
 def test_every_number_is_there_from_the_beginning(db: TestDatabase) -> None:
@@ -74,7 +69,7 @@ def test_batches_and_their_contacts_are_told_by_status(db: TestDatabase) -> None
 def test_open_calls_are_told_by_status_and_age_whatever_became_of_their_batch(db: TestDatabase) -> None:
     batch = db.batch(db.agency())
     calls = in_progress(db, batch, 6)
-    finish(db, batch, calls[:4], status="unknown")
+    db.finish_calls(batch, calls[:4], "unknown")
     for call, seconds in zip(calls, (10, 400, 500, 4000, 90, 0), strict=True):
         db.rows("update calls set started_at = now() - make_interval(secs => %s) where id = %s", seconds, call)
     db.contacts(batch, pending=2)
@@ -123,7 +118,7 @@ def test_a_call_that_started_after_the_end_is_counted_running_or_over(
     db.rows("update calls set started_at = started_at + make_interval(secs => id) where batch_id = %s", batch)
     db.rows(f"update call_batches set {at} = %s + make_interval(secs => %s)", third, calls[2])
     assert stats(db, "calls_started_after_end") == {**none, how: 2}
-    finish(db, batch, calls, status="completed")
+    db.finish_calls(batch, calls, "completed")
     assert stats(db, "calls_started_after_end") == {**none, how: 2}
     if how == "stop":  # it may start calls again
         db.rows("select resume_batch(%s)", batch)
@@ -167,11 +162,11 @@ def test_it_reads_neither_contacts_nor_the_history(db: TestDatabase, statistics:
     for of in (batch, cancelled):
         db.contacts(of, pending=5_000)
         calls = [call["call_id"] for call in carrier.place(of, 1000)]
-        finish(db, of, calls, status="completed")
+        db.finish_calls(of, calls, "completed")
     # Enough for plans to go wrong where nothing is known of the table.
     db.rows(
         "insert into calls (agency_id, batch_id, contact_id, attempt, status, lease_expires_at, started_at)"
-        " select %s, %s, 0, 1, 'completed', now(), now() - interval '1 hour' from generate_series(1, 100000)",
+        " select %s, %s, -i, 1, 'completed', now(), now() - interval '1 hour' from generate_series(1, 100000) i",
         carrier.agency,
         cancelled,
     )

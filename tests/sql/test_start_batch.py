@@ -64,8 +64,9 @@ def test_call_data_replaces_what_a_dialer_holds(db: TestDatabase) -> None:
     batch = db.batch(db.agency())
     db.contacts(batch, pending=2)
     calls = [row["call_id"] for row in db.rows("select * from claim_contacts(2)")]
+    lease = db.lease(calls[0])
     start(db, batch, call_data=[{"phoneNumber": "+15559000001"}])
-    assert db.rows("select start_call(%s, %s)", batch, calls) == []
+    assert db.start_calls(batch, calls, lease) == []
     assert db.statuses(batch) == {"skipped": 2, "pending": 1}
     assert db.batch_row(batch)["queued"] == 0
 

@@ -49,7 +49,7 @@ LEAVES = {
     "add_contacts(%(batch)s, %(contacts)s)": [s for s in STATUSES if s not in ("completed", "cancelled")],
     "retry_batch(%(batch)s)": STATUSES,
     "claim_contacts()": ["processing"],
-    "start_call(%(batch)s, %(held)s)": ["processing"],
+    "start_call(%(batch)s, %(held)s, %(lease)s)": ["processing"],
     "confirm_call(%(batch)s, %(confirmed)s)": STATUSES,
     "finish_call(%(batch)s, %(results)s)": STATUSES,
     "release_expired_leases()": ["processing"],
@@ -61,7 +61,7 @@ def world(db: TestDatabase, status: str) -> tuple[UUID, dict[str, Any]]:
     batch = db.batch(db.agency())
     db.contacts(batch, pending=3)
     held, talking = (row["call_id"] for row in db.rows("select call_id from claim_contacts(2)"))
-    db.rows("select start_call(%s, %s)", batch, [talking])
+    db.start_calls(batch, [talking])
     db.rows(
         "insert into campaign_contacts (agency_id, batch_id, phone_number, status)"
         " select agency_id, id, '+15559999999', 'failed' from call_batches"
@@ -73,9 +73,10 @@ def world(db: TestDatabase, status: str) -> tuple[UUID, dict[str, Any]]:
     return batch, {
         "batch": batch,
         "held": [held],
+        "lease": db.lease(held),
         "contacts": json.dumps([{"phone_number": "+15558888888"}]),
-        "confirmed": json.dumps([{"call_id": talking, "carrier_call_id": "the-carriers"}]),
-        "results": json.dumps([{"call_id": talking, "status": "completed"}]),
+        "confirmed": db.named([talking], carrier_call_id="the-carriers"),
+        "results": db.named([talking], status="completed"),
     }
 
 

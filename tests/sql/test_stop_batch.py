@@ -77,22 +77,21 @@ def test_no_dialer_can_start_what_it_held_when_the_batch_was_stopped(db: TestDat
     batch = db.batch(agency, owner)
     db.contacts(batch, pending=5)
     held = [row["call_id"] for row in db.rows("select call_id from claim_contacts(3)")]
+    lease = db.lease(held[0])
     stop(db, owner, batch, owner)
 
-    assert db.rows("select start_call(%s, %s)", batch, held) == []
+    assert db.start_calls(batch, held, lease) == []
     db.rows("update call_batches set status = 'processing'")
-    assert db.rows("select start_call(%s, %s)", batch, held) == [], "not under the old lease, once started again"
+    assert db.start_calls(batch, held, lease) == [], "not under the old lease, once started again"
     assert len(db.rows("select * from claim_contacts(10)")) == 5
 
 
 def test_a_released_contact_goes_back_to_where_it_was(db: TestDatabase) -> None:
     batch = db.batch(db.agency(), retry_delay_seconds=0)
     db.contacts(batch, pending=2)
-    db.rows("select start_call(%s, array_agg(call_id)) from claim_contacts(1)", batch)
-    db.rows(
-        "select finish_call(%s, jsonb_agg(jsonb_build_object('call_id', id, 'status', 'failed'))) from calls",
-        batch,
-    )
+    call = db.value("select call_id from claim_contacts(1)")
+    db.start_calls(batch, [call])
+    db.finish_calls(batch, [call], "failed")
     assert len(db.rows("select * from claim_contacts(2)")) == 2
     db.rows("select * from stop_batch(%s)", str(batch))
     assert db.statuses(batch) == {"pending": 1, "scheduled": 1}
@@ -234,15 +233,13 @@ def test_at_the_sql_console_too_a_given_user_must_be_the_batchs(db: TestDatabase
 def test_a_failed_call_is_not_retried_when_the_batch_was_ended_early(db: TestDatabase, added: int) -> None:
     batch = db.batch(db.agency())
     db.contacts(batch, pending=2)
-    db.rows("select start_call(%s, array_agg(call_id)) from claim_contacts(1)", batch)
+    call = db.value("select call_id from claim_contacts(1)")
+    db.start_calls(batch, [call])
     db.rows("select * from stop_batch(%s, skip_remaining => true)", str(batch))
     # Not even when contacts were added since: only resuming the batch undoes its end.
     for _ in range(added):
         db.rows("select add_contacts(%s, %s)", batch, json.dumps([{"phone_number": "+15550000009"}]))
-    db.rows(
-        "select finish_call(%s, jsonb_agg(jsonb_build_object('call_id', id, 'status', 'failed'))) from calls",
-        batch,
-    )
+    db.finish_calls(batch, [call], "failed")
     assert db.statuses(batch) == {"failed": 1, "skipped": 1} | ({"pending": added} if added else {})
 
 

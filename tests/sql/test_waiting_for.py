@@ -125,11 +125,10 @@ def test_when_all_that_is_left_is_due_later_it_waits_for_that(db: TestDatabase) 
     batch = db.batch(db.agency(), retry_delay_seconds=600)
     db.contacts(batch, pending=1)
     call = db.value("select call_id from claim_contacts()")
-    db.rows("select start_call(%s, array[%s])", batch, call)
+    db.start_calls(batch, [call])
     db.rows("select claim_contacts()")
     assert waiting_now(db, batch) == ("results", None)
-    db.rows("select finish_call(%s, jsonb_build_array(jsonb_build_object('call_id', %s, 'status', 'failed')))",
-            batch, call)  # fmt: skip
+    db.finish_calls(batch, [call], "failed")
     due = db.value("select due_at from campaign_contacts")
     assert waiting_now(db, batch) == ("retry", due)
     assert waiting(db, batch, due) == (None, None)

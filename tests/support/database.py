@@ -167,6 +167,36 @@ class TestDatabase:
                 batch_id,
             )
 
+    # What a dialer does. Calls are given by their ids; the lease of each is the one in the database.
+
+    def named(self, calls: list[int], **fields: Any) -> str:
+        """A JSON array that names each of these calls by id and lease, with these fields."""
+        rows = self.rows("select id, lease::text from calls where id = any (%s)", calls)
+        leases = {row["id"]: row["lease"] for row in rows}
+        return json.dumps([{"call_id": call, "lease": leases.get(call), **fields} for call in calls])
+
+    def lease(self, call: int) -> UUID:
+        lease: UUID = self.value("select lease from calls where id = %s", call)
+        return lease
+
+    def start_calls(self, batch: UUID, calls: list[int], lease: UUID | None = None) -> list[int]:
+        """Those of the calls of one claim that passed. lease: of calls that may be gone."""
+        lease = lease or self.lease(calls[0])
+        started: list[int] = self.value("select (start_call(%s, %s, %s)).started", batch, calls, lease)
+        return started
+
+    def confirm_calls(self, batch: UUID, calls: list[int], carrier_call_id: str) -> list[int]:
+        """The calls that this changed."""
+        return self._report("confirm_call", batch, self.named(calls, carrier_call_id=carrier_call_id))
+
+    def finish_calls(self, batch: UUID, calls: list[int], status: str, **result: Any) -> list[int]:
+        """The calls that this changed."""
+        return self._report("finish_call", batch, self.named(calls, status=status, **result))
+
+    def _report(self, procedure: str, batch: UUID, report: str) -> list[int]:
+        rows = self.rows(f"select call_id from {procedure}(%s, %s) where result = 'changed'", batch, report)
+        return [row["call_id"] for row in rows]
+
     # What tests look at.
 
     def batch_row(self, batch_id: UUID) -> dict[str, Any]:

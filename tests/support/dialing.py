@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -54,7 +55,7 @@ class ScriptedCarrier:
 
 
 class WatchedDatabase:
-    """The database, with what a test does before a procedure is called and after it has answered."""
+    """The database, with what a test does before a procedure is called, perhaps awaited, and after the answer."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -64,7 +65,9 @@ class WatchedDatabase:
 
     async def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
         self.called.append((time.monotonic(), procedure))
-        self.before.get(procedure, lambda: None)()
+        waits = self.before.get(procedure, lambda: None)()
+        if inspect.isawaitable(waits):
+            await waits
         rows = await self._database.call(caller, procedure, arguments)
         self.after.get(procedure, lambda: None)()
         return rows

@@ -28,7 +28,7 @@ def event(event_type: str, call: dict[str, Any] | None = None, **fields: Any) ->
     if event_type == "call.ended":
         about |= {"ended": ENDED, "endReason": "hangup"}
     if call:
-        about["metadata"] = {"batch_id": str(call["batch_id"]), "call_id": call["call_id"]}
+        about["metadata"] = {"batch_id": str(call["batch_id"]), "call_id": call["call_id"], "lease": str(call["lease"])}
     return {"event": event_type, "call": about | fields}
 
 
@@ -68,8 +68,11 @@ class Carrier:
 
     def place(self, batch: UUID, number: int = 1) -> list[dict[str, Any]]:
         """Claim and start so many calls of the batch."""
-        calls = self.db.rows("select batch_id, call_id, contact_id from claim_contacts(%s, 60, %s)", number, batch)
-        self.db.rows("select start_call(%s, %s)", batch, [call["call_id"] for call in calls])
+        calls = self.db.rows(
+            "select batch_id, call_id, lease, contact_id from claim_contacts(%s, 60, %s)", number, batch
+        )
+        if calls:
+            self.db.start_calls(batch, [call["call_id"] for call in calls])
         return calls
 
     def tell(self, *events: dict[str, Any], connection: Connection | None = None) -> list[str]:
