@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 .PHONY: help install demo serve test test-long test-random-order test-matrix test-pgbouncer test-containers \
   test-supabase test-vercel \
-  test-container-image soak fuzz prove-leases lint lint-sql bench migration package forwarders
+  test-container-image soak fuzz prove lint lint-sql bench migration package forwarders
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -65,8 +65,8 @@ soak: install  ## five minutes of everything at once, with dialers killed, and a
 fuzz: install  ## hostile input, 2,000 examples of each kind, others each time
 	FUZZ_EXAMPLES=2000 $(PYTEST) --timeout 3600 tests/fuzz
 
-prove-leases: install  ## 100 crashes of PostgreSQL that take claims back, twice: no contact is called twice
-	CRASHES=100 $(BIN)/pytest --timeout 3600 -k called_twice tests/concurrency/test_leases.py
+prove: install  ## the promise at the carrier, at length: 100 crashes of PostgreSQL, twice; 200 stops of a dialer
+	CRASHES=100 STOPS=200 $(BIN)/pytest --timeout 3600 -k "called_twice or unread_places" tests/concurrency/test_leases.py tests/dialer/test_place_by.py
 
 lint: install  ## ruff, mypy, import-linter, deno
 	$(BIN)/ruff check .

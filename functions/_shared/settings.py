@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 MIN_SECRET_BYTES = 32
-PLACE_S = 2.0
-"""Least time that a dialer has to place what start_call let through, in seconds."""
 _POSTGRES = ("postgresql://", "postgres://")
 CARRIERS = {"simulator": "CARRIER_URL", "ultravox": "ULTRAVOX_API_KEY"}
 """The carriers there are (functions/dialer/), and what each needs to be told."""
@@ -63,7 +61,7 @@ class Settings:
     """Milliseconds after which Postgres gives a procedure up and undoes it."""
     lock_timeout_ms: int = 10_000
     """Milliseconds that a person's request waits for a lock, such as a held batch's, before it is answered 503."""
-    service_lock_timeout_ms: int = 2_000
+    service_lock_timeout_ms: int = 1_000
     """The same for the service, such as the dialer."""
     max_body_bytes: int = 65_536
     """A larger request body is answered 413."""
@@ -78,6 +76,8 @@ class Settings:
     """Seconds that the carrier may take to answer; then nobody knows whether it has the call."""
     dial_concurrency: int = 50
     """Most requests to the carrier at a time."""
+    place_within_s: float = 2.0
+    """Seconds, from before start_call is asked, in which the request for a call leaves for the carrier, or never."""
     reconcile_every_s: float = 30.0
     """Seconds between two times that the carrier is asked about calls whose end is not known."""
     metrics_host: str = "127.0.0.1"
@@ -98,9 +98,9 @@ class Settings:
 
     @property
     def arrival_limit_s(self) -> float:
-        """Most seconds from the dialer's last look before a request until the request can become no call any more:
-        the carrier may act for carrier_timeout_s on a request that the dialer has given up."""
-        return self.request_limit_s + self.carrier_timeout_s
+        """Most seconds from start_call until the request can become no call any more: the request leaves within
+        place_within_s, and the carrier may act for carrier_timeout_s on a request that the dialer has given up."""
+        return self.place_within_s + self.request_limit_s + self.carrier_timeout_s
 
     @classmethod
     def from_env(cls, env: Mapping[str, str], *, serving: bool = True) -> Settings:
@@ -133,7 +133,7 @@ class Settings:
                 env, "LASTCALL_LOCK_TIMEOUT_MS", min(10_000, longest_lock_timeout_ms), 1, longest_lock_timeout_ms
             ),
             service_lock_timeout_ms=_integer(
-                env, "LASTCALL_SERVICE_LOCK_TIMEOUT_MS", min(2_000, longest_lock_timeout_ms), 1, longest_lock_timeout_ms
+                env, "LASTCALL_SERVICE_LOCK_TIMEOUT_MS", min(1_000, longest_lock_timeout_ms), 1, longest_lock_timeout_ms
             ),
             max_body_bytes=_integer(env, "LASTCALL_MAX_BODY_BYTES", 65_536, 1_024, 1 << 30),
             max_upload_bytes=_integer(env, "LASTCALL_MAX_UPLOAD_BYTES", 256 << 20, 1_024, 1 << 40),
@@ -141,6 +141,7 @@ class Settings:
             carrier_url=_url(env, "CARRIER_URL"),
             ultravox_api_key=env.get("ULTRAVOX_API_KEY") or None,
             carrier_timeout_s=_integer(env, "LASTCALL_CARRIER_TIMEOUT_MS", 10_000, 100, 120_000) / 1000,
+            place_within_s=_integer(env, "LASTCALL_PLACE_WITHIN_MS", 2_000, 100, 60_000) / 1000,
             dial_concurrency=_integer(env, "LASTCALL_DIAL_CONCURRENCY", 50, 1, 1_000),
             reconcile_every_s=_integer(env, "LASTCALL_RECONCILE_EVERY_MS", 30_000, 100, 3_600_000) / 1000,
             reconcile_after_s=_integer(env, "LASTCALL_RECONCILE_AFTER_S", 300, 1, 86_400),
@@ -179,9 +180,9 @@ class Settings:
                 raise SettingsError(f"{name} must have at least {MIN_SECRET_BYTES} bytes")
         if self.transport == "postgrest" and self.cron_secret and not self.secret_key:
             raise SettingsError("LASTCALL_CRON_SECRET needs SUPABASE_SECRET_KEY with the PostgREST transport")
-        if self.reconcile_after_s < PLACE_S + self.arrival_limit_s:
+        if self.reconcile_after_s < self.arrival_limit_s:
             raise SettingsError(
-                f"LASTCALL_RECONCILE_AFTER_S must be at least {math.ceil(PLACE_S + self.arrival_limit_s)}"
+                f"LASTCALL_RECONCILE_AFTER_S must be at least {math.ceil(self.arrival_limit_s)}"
                 f" while LASTCALL_CARRIER_TIMEOUT_MS is {self.carrier_timeout_s * 1000:.0f}:"
                 " a request may reach the carrier until then"
             )

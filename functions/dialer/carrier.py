@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import socket
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, Protocol
@@ -14,10 +15,13 @@ import httpx2
 import msgspec
 
 from .._shared.settings import Settings
+from .place_by import PlaceBy
 
 # Shorter than the servers' own: on a connection that is being closed meanwhile, nobody can tell what became
 # of a request.
 _KEEP_IDLE_S = 2.0
+_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
+"""The socket option of the most milliseconds in which sent bytes are acknowledged, where the system has one."""
 _RETRY_AFTER_S = 1.0
 _ACCOUNT_RETRY_AFTER_S = 30.0
 """Credentials, an account and an address are mended by a person: to ask each second has no use."""
@@ -106,8 +110,9 @@ class CallUnclearError(Exception):
 class Carrier(Protocol):
     """Who places calls. The carrier is told id and lease of each call, and finds and reports it by both."""
 
-    async def place(self, call: Call) -> GoingOn | Ended:
-        """Place a call. Raises CallRefusedError, BatchRefusedError, AccountRefusedError and CarrierUnavailableError:
+    async def place(self, call: Call, place_by: PlaceBy) -> GoingOn | Ended:
+        """Place a call. The module checks place_by as late as it can: when the request is about to be written.
+        Raises CallLateError, CallRefusedError, BatchRefusedError, AccountRefusedError and CarrierUnavailableError:
         surely not placed; CallUnclearError."""
 
     async def find(self, call: OpenCall) -> GoingOn | Ended | None:
@@ -131,6 +136,7 @@ class CarrierHttp:
     def __init__(
         self, url: str, settings: Settings, headers: dict[str, str] | None = None, *, proxies: bool = True
     ) -> None:
+        self._unacknowledged_ms = round(settings.place_within_s * 1000)
         connections = settings.dial_concurrency
         self._client = httpx2.AsyncClient(
             base_url=url,
@@ -142,11 +148,21 @@ class CarrierHttp:
             ),
         )
 
-    async def send(self, method: str, path: str, **request: Any) -> httpx2.Response:
-        """The response, if it is a success or a 404. Raises CallRefusedError, AccountRefusedError,
-        CarrierUnavailableError and CallUnclearError."""
+    async def send(self, method: str, path: str, place_by: PlaceBy | None = None, **request: Any) -> httpx2.Response:
+        """The response, if it is a success or a 404. place_by: the request leaves until then, or not at all. Raises
+        CallLateError, CallRefusedError, AccountRefusedError, CarrierUnavailableError and CallUnclearError."""
+
+        async def watch(event: str, info: dict[str, Any]) -> None:
+            if event == "connection.connect_tcp.complete" and _USER_TIMEOUT is not None:
+                # Or else the kernel repeats lost packets for minutes, also of a connection that was closed.
+                connection = info["return_value"].get_extra_info("socket")
+                connection.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, self._unacknowledged_ms)
+            # After the wait for a connection, the connection and TLS. A carrier acts on no request without its body.
+            if place_by is not None and event.endswith(("send_request_headers.started", "send_request_body.started")):
+                place_by.check()
+
         try:
-            response = await self._client.request(method, path, **request)
+            response = await self._client.request(method, path, extensions={"trace": watch}, **request)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
             raise CarrierUnavailableError(f"no connection to the carrier: {type(error).__name__}") from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:

@@ -36,6 +36,7 @@ from .carrier import (
     OpenCall,
 )
 from .lanes import GATHER_S, Connections, Record, Recorder, retry_after_s
+from .place_by import CallLateError, PlaceBy
 
 GROUP = 50
 """Most contacts claimed at a time."""
@@ -204,9 +205,15 @@ class Dialer:
         lease = claimed[0]["lease"]
         try:
             async with self._connections.one():
-                asked_at = time.monotonic()
+                # From before start_call is asked, so that place_by is over at the latest when the database says so.
+                place_by = PlaceBy(self._settings.place_within_s)
+                arguments = {
+                    "batch_id": batch_id,
+                    "call_ids": list(calls),
+                    "lease": lease,
+                    "place_within_seconds": self._settings.place_within_s,
+                }
                 # Never again when its answer was lost: it tells each call once.
-                arguments = {"batch_id": batch_id, "call_ids": list(calls), "lease": lease}
                 (passed,) = await self._database.call(self._service, "start_call", arguments)
         except Exception as error:
             code = error.code if isinstance(error, FunctionError) else type(error).__name__
@@ -228,20 +235,18 @@ class Dialer:
             if isinstance(call, UnreadableCall):
                 self._record_failure(call, "not_placed", counted=True, notes=call.reason)
                 continue
-            placement = asyncio.create_task(self._place(call, asked_at))
+            placement = asyncio.create_task(self._place(call, place_by))
             self._placements.add(placement)
             placement.add_done_callback(self._placements.discard)
 
-    async def _place(self, call: Call, asked_at: float) -> None:
+    async def _place(self, call: Call, place_by: PlaceBy) -> None:
         batch_id = str(call.batch_id)
-        latest = asked_at + self._settings.reconcile_after_s - self._settings.arrival_limit_s
-        if time.monotonic() > latest:
-            # This process stood still for so long that another may have given the call back by now.
-            self._record_failure(call, "not_placed", counted=False)
-            return
         with self._observer.operation("place", "place", batch_id=batch_id, call_id=call.call_id) as operation:
             try:
-                answer = await self._request(call)
+                answer = await self._request(call, place_by)
+            except CallLateError:
+                operation.outcome = "late"
+                self._record_failure(call, "not_placed", counted=False)
             except CarrierUnavailableError as error:
                 operation.outcome = "unavailable"
                 self._hold(error)
@@ -267,12 +272,12 @@ class Dialer:
                 self._window = min(2 * self._window, self._settings.dial_concurrency)
                 self._record_answer(call, answer)
 
-    async def _request(self, call: Call) -> GoingOn | Ended:
+    async def _request(self, call: Call, place_by: PlaceBy) -> GoingOn | Ended:
         """Ask the carrier to place a call, for request_limit_s at most. A carrier's own timeouts are each for a part of
         a request, so that all of them together have no end."""
         try:
             async with asyncio.timeout(self._settings.request_limit_s):
-                return await self._carrier.place(call)
+                return await self._carrier.place(call, place_by)
         except TimeoutError as error:
             raise CallUnclearError("the request took too long") from error
 

@@ -8,6 +8,7 @@ import msgspec
 
 from .._shared.settings import Settings
 from .carrier import AccountRefusedError, Call, CarrierHttp, Ended, GoingOn, OpenCall, read
+from .place_by import PlaceBy
 
 
 class _State(msgspec.Struct):
@@ -27,7 +28,7 @@ class Simulator:
     def __init__(self, settings: Settings) -> None:
         self._http = CarrierHttp(settings.carrier_url or "", settings, proxies=False)
 
-    async def place(self, call: Call) -> GoingOn | Ended:
+    async def place(self, call: Call, place_by: PlaceBy) -> GoingOn | Ended:
         body = {
             "batch_id": str(call.batch_id),
             "call_id": call.call_id,
@@ -35,7 +36,7 @@ class Simulator:
             "contact_id": call.contact_id,
             "to": call.phone_number,
         }
-        response = await self._http.send("POST", "/calls", json=body)
+        response = await self._http.send("POST", "/calls", place_by, json=body)
         if response.status_code == 404:
             raise AccountRefusedError("there is no simulated carrier at this address")
         return _state(read(response, _State))

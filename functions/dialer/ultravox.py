@@ -22,6 +22,7 @@ from .carrier import (
     OpenCall,
     read,
 )
+from .place_by import PlaceBy
 
 _URL = "https://api.ultravox.ai"
 
@@ -58,7 +59,7 @@ class Ultravox:
             settings.carrier_url or _URL, settings, headers={"X-API-Key": settings.ultravox_api_key or ""}
         )
 
-    async def place(self, call: Call) -> GoingOn:
+    async def place(self, call: Call, place_by: PlaceBy) -> GoingOn:
         if call.ultravox_agent_id is None or call.from_number is None:
             raise BatchRefusedError("The batch has no agent or no number to call from")
         if not _AGENT_ID.fullmatch(call.ultravox_agent_id):
@@ -66,6 +67,7 @@ class Ultravox:
         response = await self._http.send(
             "POST",
             f"/api/agents/{call.ultravox_agent_id}/calls",
+            place_by,
             json={
                 "medium": {"telnyx": {"outgoing": {"to": call.phone_number, "from": call.from_number}}},
                 "firstSpeakerSettings": {"agent": {}},

@@ -47,8 +47,8 @@ def a_batch(db: TestDatabase) -> UUID:
 
 
 class CrashedDialer:
-    """A dialer whose only claim a crash takes back before start_call. late: the procedure that reaches the database only
-    when the dialer is told to, start_call itself or finish_call, since the answer of start_call was lost."""
+    """A dialer whose only claim a crash takes back before start_call. late: the procedure that reaches the database
+    only when the dialer is told to, start_call itself or finish_call, since the answer of start_call was lost."""
 
     def __init__(self, server: PostgresServer, db: TestDatabase, late: str) -> None:
         self.server = server

@@ -400,33 +400,6 @@ def test_a_stop_does_not_wait_for_ever(db: TestDatabase) -> None:
     assert db.statuses(batch) == {"in_progress": 3}
 
 
-class Clock:
-    """The dialer's clock, which a test puts forward."""
-
-    def __init__(self) -> None:
-        self.ahead_s = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead_s
-
-
-def test_a_dialer_that_stood_still_for_too_long_does_not_place_what_others_may_have_given_back(
-    db: TestDatabase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batch = a_batch(db, 2)
-    clock = Clock()
-    monkeypatch.setattr(dialer, "time", clock)
-
-    async def stand_still(call: Call) -> Ended:
-        clock.ahead_s += 300  # the whole process does
-        return await complete(call)
-
-    carrier = ScriptedCarrier(stand_still)
-    dial_once(db, carrier, max_calls=2)
-    assert len(carrier.arrived) == 1
-    assert db.statuses(batch) == {"completed": 1, "scheduled": 1}
-
-
 def test_a_request_that_takes_too_long_is_given_up_before_its_call_is_placed_again(db: TestDatabase) -> None:
     batch = a_batch(db, 1)
     asked: list[Call] = []
@@ -449,20 +422,6 @@ def test_a_request_that_takes_too_long_is_given_up_before_its_call_is_placed_aga
     asyncio.run(run())
     assert len(asked) == 2
     assert len(reached) == 1
-
-
-def test_a_call_is_not_placed_when_the_answer_of_start_call_comes_late(db: TestDatabase) -> None:
-    batch = a_batch(db, 1)
-    carrier = ScriptedCarrier()
-
-    async def run() -> None:
-        async with a_dialer(db, carrier, reconcile_after_s=2, carrier_timeout_s=0.1) as (its_dialer, database):
-            database.after["start_call"] = lambda: time.sleep(1.8)
-            await its_dialer.run_once(1, 30)
-
-    asyncio.run(run())
-    assert carrier.arrived == []
-    assert [call["outcome"] for call in calls(db, batch)] == ["not_placed"]
 
 
 def test_results_of_a_batch_that_was_deleted_meanwhile_hold_up_nothing(db: TestDatabase) -> None:

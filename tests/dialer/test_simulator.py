@@ -207,7 +207,9 @@ def test_another_server_is_no_simulated_carrier_and_uses_up_no_attempt(db: TestD
 
 
 def test_another_server_knows_nothing_of_a_call() -> None:
-    call = OpenCall(batch_id=uuid4(), call_id=1, lease=uuid4(), status="unknown", carrier_call_id=None, age_seconds=1000)
+    call = OpenCall(
+        batch_id=uuid4(), call_id=1, lease=uuid4(), status="unknown", carrier_call_id=None, age_seconds=1000
+    )
 
     async def find(url: str) -> GoingOn | Ended | None:
         carrier = connect_carrier(Settings(carrier="simulator", carrier_url=url))

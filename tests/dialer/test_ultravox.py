@@ -25,6 +25,7 @@ from functions.dialer.carrier import (
     OpenCall,
     connect_carrier,
 )
+from functions.dialer.place_by import PlaceBy
 
 from ..support.database import TestDatabase
 from ..support.dialers import wait_for
@@ -80,7 +81,7 @@ def ask(url: str, what: Callable[[Carrier], Awaitable[T]], **settings: Any) -> T
 
 
 def place(url: str, call: Call = CALL, **settings: Any) -> GoingOn | Ended:
-    return ask(url, lambda carrier: carrier.place(call), **settings)
+    return ask(url, lambda carrier: carrier.place(call, PlaceBy(60)), **settings)
 
 
 def place_in_vain(account: UltravoxStandIn, url: str, call: Call = CALL) -> None:
@@ -293,7 +294,9 @@ def test_anything_else_leaves_it_unclear_whether_it_was_placed(
         place(url)
 
 
-def ask_at(answer: bytes, what: Callable[[Carrier], Awaitable[Any]] = lambda carrier: carrier.place(CALL)) -> None:
+def ask_at(
+    answer: bytes, what: Callable[[Carrier], Awaitable[Any]] = lambda carrier: carrier.place(CALL, PlaceBy(60))
+) -> None:
     """Ask a server that answers so, and closes the connection."""
 
     async def run() -> None:

@@ -17,6 +17,7 @@ from functions._shared.settings import Settings
 from functions.dialer import dialer
 from functions.dialer.carrier import Call, Ended, GoingOn, OpenCall
 from functions.dialer.dialer import Dialer
+from functions.dialer.place_by import PlaceBy
 
 from .database import TestDatabase
 
@@ -42,7 +43,8 @@ class ScriptedCarrier:
         self.asked: list[int] = []
         self.known: dict[int, GoingOn | Ended] = {}
 
-    async def place(self, call: Call) -> GoingOn | Ended:
+    async def place(self, call: Call, place_by: PlaceBy) -> GoingOn | Ended:
+        place_by.check()
         self.arrived.append(call)
         return await self.answer(call)
 
