@@ -32,6 +32,7 @@ from ..functions.test_tls import Authority
 from ..support.database import TestDatabase
 from ..support.dialers import wait_for
 from ..support.dialing import ScriptedCarrier, a_dialer, complete, until
+from ..support.proxy import Proxy, proxy
 
 STOPS = int(os.environ.get("STOPS", "2"))
 STOPS_S = [0.1, 1.0, 10.0, 60.0, 600.0]
@@ -275,45 +276,50 @@ def test_a_time_to_place_that_is_none_is_refused(db: TestDatabase, within: Any) 
 
 
 def test_a_dialer_that_was_stopped_with_the_answer_of_start_call_unread_places_nothing(
-    db: TestDatabase, tmp_path: Path
+    db: TestDatabase, own_folder: Path
 ) -> None:
     """A cancel is answered meanwhile; the witness is the carrier's record."""
-    with simulated() as carrier_url:
+    with simulated() as carrier_url, proxy(own_folder, db.functions_uri) as between:
         settings = process_settings(
-            db, carrier_url, LASTCALL_PLACE_WITHIN_MS="200", LASTCALL_SERVICE_LOCK_TIMEOUT_MS="30000"
+            db,
+            carrier_url,
+            DATABASE_URL=between.uri,
+            LASTCALL_PLACE_WITHIN_MS="200",
+            LASTCALL_SERVICE_LOCK_TIMEOUT_MS="30000",
         )
-        with looping(tmp_path, settings) as process:
+        with looping(own_folder, settings) as process:
             for _ in range(STOPS):
-                stop_with_the_answer_unread(db, process.pid)
+                stop_with_the_answer_unread(db, between, process.pid)
         assert record(carrier_url) == []
     assert db.unbalanced() == []
 
 
-def stop_with_the_answer_unread(db: TestDatabase, dialer: int) -> None:
-    """Let a dialer's start_call wait for a number, stop the dialer, let start_call commit, and cancel the batch; the
-    dialer goes on when no request may leave any more."""
-    with db.connect() as other:
-        agency = db.agency()
-        batch = db.batch(agency, max_calls_per_number=3)
-        with other.transaction():
-            numbers = "select %s, '+1555' || lpad(i::text, 7, '0') from generate_series(1, 5) i"
-            other.execute(f"insert into private.dialed_numbers (agency_id, phone_number) {numbers}".encode(), [agency])
-            db.contacts(batch, pending=5)
-            db.rows("update call_batches set next_claim_at = now() where id = %s", batch)
-            waiting = (
-                "select count(*) from pg_stat_activity"
-                " where wait_event_type = 'Lock' and strpos(query, 'start_call') > 0 and datname = current_database()"
-            )
-            wait_for(lambda: db.value(waiting) == 1, "start_call waits")
-            os.kill(dialer, signal.SIGSTOP)
-        try:
-            started = "select count(started_at) from calls where batch_id = %s"
-            wait_for(lambda: db.value(started, batch) == 5, "start_call commits")
-            db.rows("select cancel_batch(%s)", batch)
-            over = "select max(place_by) < clock_timestamp() from calls where batch_id = %s"
-            wait_for(lambda: db.value(over, batch), "the place-by time is over")
-        finally:
-            os.kill(dialer, signal.SIGCONT)
+def stop_with_the_answer_unread(db: TestDatabase, between: Proxy, dialer: int) -> None:
+    """Let a dialer's start_call wait for a number, hold the answer back until start_call has committed, stop the
+    dialer, and cancel the batch. The dialer goes on when no request may leave any more."""
+    agency = db.agency()
+    batch = db.batch(agency, max_calls_per_number=3)
+    with db.connect() as other, other.transaction():
+        numbers = "select %s, '+1555' || lpad(i::text, 7, '0') from generate_series(1, 5) i"
+        other.execute(f"insert into private.dialed_numbers (agency_id, phone_number) {numbers}".encode(), [agency])
+        db.contacts(batch, pending=5)
+        db.rows("update call_batches set next_claim_at = now() where id = %s", batch)
+        waiting = (
+            "select count(*) from pg_stat_activity"
+            " where wait_event_type = 'Lock' and strpos(query, 'start_call') > 0 and datname = current_database()"
+        )
+        wait_for(lambda: db.value(waiting) == 1, "start_call waits")
+        between.passes_replies.clear()
+    started = "select count(started_at) from calls where batch_id = %s"
+    wait_for(lambda: db.value(started, batch) == 5, "start_call commits")
+    os.kill(dialer, signal.SIGSTOP)
+    try:
+        between.passes_replies.set()
+        db.rows("select cancel_batch(%s)", batch)
+        over = "select max(place_by) < clock_timestamp() from calls where batch_id = %s"
+        wait_for(lambda: db.value(over, batch), "the place-by time is over")
+    finally:
+        os.kill(dialer, signal.SIGCONT)
     open_calls = "select count(*) from calls where batch_id = %s and status in ('in_progress', 'unknown')"
     wait_for(lambda: db.value(open_calls, batch) == 0, "the dialer says what became of the calls")
     assert db.statuses(batch) == {"failed": 5}

@@ -38,7 +38,7 @@ class Proxy:
         return ["".join(_types(bytes(data))) for data in self._sent]
 
     def cut(self) -> None:
-        """End the connections of now; those to come are passed on again."""
+        """End the connections of now, and lose what was held back; those to come are passed on again."""
         for end in self._sockets:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -76,10 +76,7 @@ class Proxy:
     def _replies(self, client: socket.socket, server: socket.socket, _sent: bytearray) -> None:
         with contextlib.suppress(OSError):
             while data := server.recv(65_536):
-                if not self.passes_replies.is_set():
-                    # Cut, and what was held back is lost.
-                    self.passes_replies.wait()
-                    break
+                self.passes_replies.wait()
                 client.sendall(data)
         with contextlib.suppress(OSError):
             client.shutdown(socket.SHUT_RDWR)
