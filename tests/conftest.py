@@ -9,6 +9,7 @@ TEST_PGBOUNCER: when set, the functions reach it through PgBouncer in transactio
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,11 @@ def new_server(folder: Path) -> PostgresServer:
     if bin_folder:
         return PostgresServer(Path(bin_folder), folder, SERVER_OPTIONS)
     return embedded_postgres(folder, SERVER_OPTIONS)
+
+
+def pytest_configure() -> None:
+    # A shell's background jobs ignore SIGINT, and so would each process that a test starts and interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
