@@ -29,6 +29,7 @@ from .calls_batch_pause import calls_batch_pause
 from .calls_batch_process import calls_batch_process
 from .calls_batch_resume import calls_batch_resume
 from .calls_batch_retry import calls_batch_retry
+from .calls_batch_silence import calls_batch_silence
 from .docs import docs
 from .get_user_batch import get_user_batch
 from .health import health
@@ -53,6 +54,7 @@ _EDGE_FUNCTIONS = {
     "calls-batch-process": calls_batch_process,
     "calls-batch-resume": calls_batch_resume,
     "calls-batch-retry": calls_batch_retry,
+    "calls-batch-silence": calls_batch_silence,
     "process-webhook-queue": process_webhook_queue,
     "webhook-ingest/{agency_id}": webhook_ingest,
     "webhook-ingest/{agency_id}/{webhook_secret:path}": webhook_ingest,  # base64, hence with slashes

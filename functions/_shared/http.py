@@ -36,7 +36,7 @@ LARGE_AT_ONCE = 16
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _CORS = {
     "Access-Control-Allow-Origin": "*",
-    "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
+    "Access-Control-Expose-Headers": "X-Request-Id, Retry-After, X-Calls-In-Progress, X-Calls-Starting",
 }
 _USUAL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 _KNOWN_METHODS = (*_USUAL_METHODS, "OPTIONS")

@@ -3,7 +3,9 @@ create type public.cancel_batch_result as (
   batch_id         uuid,
   status           public.batch_status,
   contacts_skipped integer,
-  message          text
+  message          text,
+  calls_in_progress integer,  -- let through by start_call and not over: these finish
+  calls_starting    integer   -- of these, how many the carrier may get only now (see public.batch_silence)
 );
 
 -- Cancel a batch: contacts not yet called are skipped, calls in progress finish. Irreversible.
@@ -38,7 +40,8 @@ begin
 
   v_result := row(true, v_batch.id, 'cancelled'::public.batch_status,
     private.skip_remaining(p_agency_id, p_batch_id, 'Batch cancelled'),
-    'Batch cancelled. In-progress calls will complete but no new calls will be initiated.'::text);
+    'Batch cancelled. In-progress calls will complete but no new calls will be initiated.'::text,
+    v_batch.in_progress, private.count_starting(v_batch));
   update public.call_batches b
      set status = 'cancelled',
          queued = 0,

@@ -3,7 +3,9 @@ create type public.pause_batch_result as (
   batch_id  uuid,
   status    public.batch_status,
   paused_at timestamptz,
-  message   text
+  message   text,
+  calls_in_progress integer,  -- let through by start_call and not over: these finish
+  calls_starting    integer   -- of these, how many the carrier may get only now (see public.batch_silence)
 );
 
 -- Pause a batch: no further call starts, calls in progress finish, and resume_batch goes on where it
@@ -39,7 +41,8 @@ begin
 
   v_released := private.release_queued(p_agency_id, p_batch_id, v_batch.claim_cursor, 'infinity');
   v_result := row(true, v_batch.id, 'paused'::public.batch_status, clock_timestamp(),
-    'Batch paused. In-progress calls will continue until they complete.'::text);
+    'Batch paused. In-progress calls will continue until they complete.'::text,
+    v_batch.in_progress, private.count_starting(v_batch));
   update public.call_batches b
      set status = 'paused',
          queued = 0,

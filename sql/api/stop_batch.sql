@@ -3,7 +3,8 @@ create type public.stop_batch_result as (
   status            public.batch_status,
   contacts_released integer,              -- taken out of the call queue, to be called when resumed
   contacts_skipped  integer,              -- with skip_remaining
-  calls_in_progress integer               -- these finish
+  calls_in_progress integer,              -- let through by start_call and not over: these finish
+  calls_starting    integer               -- of these, how many the carrier may get only now (see public.batch_silence)
 );
 
 -- Stop a batch: no further call starts, the call queue is emptied, calls in progress finish.
@@ -49,7 +50,8 @@ begin
       detail = format('{"code": "batch_already_%s"}', v_batch.status);
   end if;
 
-  v_result := row(p_given_id, 'stopped'::public.batch_status, 0, 0, v_batch.in_progress);
+  v_result := row(p_given_id, 'stopped'::public.batch_status, 0, 0, v_batch.in_progress,
+    private.count_starting(v_batch));
   if v_batch.status = 'stopped' and v_batch.queued <= 0
      and (not p_skip_remaining
           or v_batch.skip_remaining

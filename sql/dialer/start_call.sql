@@ -114,6 +114,7 @@ declare
   v_contact_ids bigint[];
   v_first       bigint;
   v_last        bigint;
+  v_place_by    timestamptz;
 begin
   perform private.require_service();
   if p_lease is null then
@@ -126,6 +127,7 @@ begin
   end if;
   v_batch := private.lock_batch(p_agency_id, p_batch_id);
   v_now := clock_timestamp();
+  v_place_by := v_now + make_interval(secs => p_place_within_seconds);
   v_result.started := '{}';
   v_result.unknown := array(
     select u.id
@@ -178,7 +180,7 @@ begin
     update public.calls c
        set status = 'in_progress',
            started_at = v_now,
-           place_by = v_now + make_interval(secs => p_place_within_seconds)
+           place_by = v_place_by
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id
        -- The calls of one claim are neighbours in their batch.
        and c.id between v_first and v_last and c.id = any (p_call_ids) and c.lease = p_lease
@@ -206,6 +208,7 @@ begin
      set queued = b.queued - coalesce(cardinality(v_call_ids), 0) - v_skipped - v_delayed,
          in_progress = b.in_progress + coalesce(cardinality(v_call_ids), 0),
          skipped = b.skipped + v_skipped,
+         place_by = case when v_call_ids is null then b.place_by else greatest(b.place_by, v_place_by) end,
          next_claim_at = case when v_delayed > 0 then least(b.next_claim_at, v_due_at) else b.next_claim_at end
    where b.agency_id = p_agency_id and b.id = p_batch_id
      and (v_call_ids is not null or v_skipped + v_delayed > 0);

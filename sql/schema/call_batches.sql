@@ -43,6 +43,7 @@ create table public.call_batches (
   claim_cursor     bigint not null default 0,
   next_claim_at    timestamptz default now(),
   last_claimed_at  timestamptz,
+  place_by         timestamptz,
   primary key (agency_id, id),
   unique (agency_id, external_id),
   foreign key (agency_id, user_id) references public.users (agency_id, id) on delete restrict,
@@ -72,3 +73,4 @@ comment on column public.call_batches.max_concurrent is 'Most contacts queued or
 comment on column public.call_batches.skip_remaining is 'The batch was ended early: a failed call is not retried.';
 comment on column public.call_batches.claim_cursor is 'Contacts up to this id were claimed, or come back by their due_at.';
 comment on column public.call_batches.next_claim_at is 'No contact can be claimed before this time; null: until one comes back.';
+comment on column public.call_batches.place_by is 'When the last request of its calls so far could leave for the carrier.';

@@ -24,6 +24,7 @@ from functions import (
     calls_batch_import,
     calls_batch_list,
     calls_batch_retry,
+    calls_batch_silence,
     get_user_batch,
     list_user_batches,
     start_calling,
@@ -31,6 +32,7 @@ from functions import (
     webhook_ingest,
 )
 from functions._shared.batch import ChangeBatch
+from functions._shared.ending import EndBatch
 from functions._shared.http import EdgeFunction
 from functions.app import ROUTES
 
@@ -42,8 +44,8 @@ OPERATIONS = {operation["operationId"]: (path, method, operation) for path, meth
 EACH = pytest.mark.parametrize("name", OPERATIONS)
 
 ASKED: dict[str, list[type]] = {
-    "calls-batch-cancel": [ChangeBatch],
-    "calls-batch-pause": [ChangeBatch],
+    "calls-batch-cancel": [EndBatch],
+    "calls-batch-pause": [EndBatch],
     "calls-batch-resume": [ChangeBatch],
     "stop-calling": [stop_calling.StopCalling],
     "start-calling": [start_calling.StartCalling],
@@ -55,6 +57,7 @@ ASKED: dict[str, list[type]] = {
     "calls-batch-list": [calls_batch_list.ListBatches],
     "calls-batch-get": [calls_batch_get.GetBatch],
     "calls-batch-events": [calls_batch_events.ListBatchEvents],
+    "calls-batch-silence": [calls_batch_silence.BatchSilence],
     "calls-batch-export": [calls_batch_export.ExportContacts],
     "list-user-batches": [list_user_batches.ListUserBatches],
     "get-user-batch": [get_user_batch.GetUserBatch],

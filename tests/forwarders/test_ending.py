@@ -29,7 +29,16 @@ PATHS = {
     "calls-batch-pause": "/functions/v1/calls-batch-pause",
     "stop-calling": "/api/call/stop-calling",
 }
-SAME_HEADERS = ("content-type", "cache-control", "www-authenticate", "retry-after", "x-request-id", "allow")
+SAME_HEADERS = (
+    "content-type",
+    "cache-control",
+    "www-authenticate",
+    "retry-after",
+    "x-request-id",
+    "allow",
+    "x-calls-in-progress",
+    "x-calls-starting",
+)
 AUDIT = "select action, idempotency_key from batch_events where batch_id = %s"
 
 pytestmark = [pytest.mark.one_postgres, pytest.mark.parametrize("name", PATHS)]
@@ -69,6 +78,10 @@ def id_field(name: str) -> str:
     return "batchId" if name == "stop-calling" else "batch_id"
 
 
+def wait_field(name: str) -> str:
+    return "waitSeconds" if name == "stop-calling" else "wait_seconds"
+
+
 REQUESTS: dict[str, Any] = {
     "done": {},
     "with a reason": lambda case: {"json": {**case.body, "reason": "wrong list"}},
@@ -79,6 +92,12 @@ REQUESTS: dict[str, Any] = {
     "null for a batch": lambda case: {"json": {**case.body, id_field(case.name): None}},
     "a number for a batch": lambda case: {"json": {**case.body, id_field(case.name): 7}},
     "a number for a reason": lambda case: {"json": {**case.body, "reason": 7.5}},
+    "a wait": lambda case: {"json": {**case.body, wait_field(case.name): 5}},
+    "no wait": lambda case: {"json": {**case.body, wait_field(case.name): 0}},
+    "null for a wait": lambda case: {"json": {**case.body, wait_field(case.name): None}},
+    "a text for a wait": lambda case: {"json": {**case.body, wait_field(case.name): "5"}},
+    "a wait below 0": lambda case: {"json": {**case.body, wait_field(case.name): -1}},
+    "a wait over 30 seconds": lambda case: {"json": {**case.body, wait_field(case.name): 30.5}},
     "an array": {"json": []},
     "no JSON": {"content": b"{"},
     "no token": {"headers": {}},

@@ -44,7 +44,7 @@ CANCEL = "calls-batch-cancel"
 UNKNOWN = "whether this was done is not known: repeat it with the same Idempotency-Key"
 CORS = {
     "access-control-allow-origin": "*",
-    "access-control-expose-headers": "X-Request-Id, Retry-After",
+    "access-control-expose-headers": "X-Request-Id, Retry-After, X-Calls-In-Progress, X-Calls-Starting",
 }
 PREFLIGHT = {
     "Origin": "https://app.example",

@@ -44,8 +44,8 @@ SETTINGS = {
 CHANGE = {"batch_id": AGENCY_BATCH, "reason": PLANTED}
 CALL = {"batchId": AGENCY_BATCH, "userId": AGENCY_BATCH, "reason": PLANTED}
 BODIES: dict[str, dict[str, Any]] = {
-    "calls-batch-cancel": CHANGE,
-    "calls-batch-pause": CHANGE,
+    "calls-batch-cancel": {**CHANGE, "wait_seconds": 0},
+    "calls-batch-pause": {**CHANGE, "wait_seconds": 0},
     "calls-batch-resume": CHANGE,
     "calls-batch-create": {
         "agent_mapping_id": "",
@@ -56,7 +56,7 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "calls-batch-add-contacts": {"batch_id": AGENCY_BATCH, "contacts": [CONTACT]},
     "calls-batch-retry": {**CHANGE, "outcomes": ["busy"], "scheduled_for": "2030-01-01T00:00:00Z"},
-    "/api/call/stop-calling": {**CALL, "skipRemaining": False},
+    "/api/call/stop-calling": {**CALL, "skipRemaining": False, "waitSeconds": 0},
     "/api/call/start-calling": {
         **CALL,
         "callingNumbers": ["+15551234567"],
@@ -68,6 +68,7 @@ QUERIES: dict[str, list[str]] = {
     "calls-batch-list": ["status", "campaign_id", "limit", "offset", "after"],
     "calls-batch-get": ["batch_id", "contact_status", "contact_limit", "contact_offset", "contact_after"],
     "calls-batch-events": ["batch_id", "limit", "after"],
+    "calls-batch-silence": ["batch_id"],
     "calls-batch-export": ["batch_id", "contact_status"],
     "calls-batch-import": ["import_id"],
     "/api/call/batches/{user}": ["page", "limit", "search"],

@@ -25,7 +25,7 @@ PEOPLE = {
             "create_batch", "add_contacts", "start_batch", "retry_batch",
             "check_import", "begin_import", "import_contacts", "finish_import", "list_import_errors",
             "cancel_batch", "stop_batch", "pause_batch", "resume_batch",
-            "list_batches", "get_batch", "get_user_batch", "list_batch_events", "export_contacts",
+            "list_batches", "get_batch", "get_user_batch", "list_batch_events", "export_contacts", "batch_silence",
             "rotate_webhook_secret", "list_dead_webhooks", "replay_webhooks",
         )
     ),
@@ -216,6 +216,8 @@ def test_nobody_but_an_admin_reads_idempotency_keys(db: TestDatabase, role: str)
         ("select get_user_batch(%s::text)", ["batch"]),
         ("select get_user_batch('Theirs')", []),
         ("select list_batch_events(%s)", ["batch"]),
+        ("select batch_silence(%s::text)", ["batch"]),
+        ("select batch_silence('Theirs', 'Theirs')", []),
         ("select export_contacts(%s)", ["batch"]),
         ("select private.get_batch(%s, %s, null, 50, 0, null)", ["agency", "batch"]),
         ("select private.list_batch_events(%s, %s, 50, null)", ["agency", "batch"]),

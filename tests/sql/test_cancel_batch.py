@@ -35,6 +35,8 @@ def test_it_skips_pending_scheduled_and_queued_contacts_and_counts_them(db: Test
         "status": "cancelled",
         "contacts_skipped": 12,
         "message": "Batch cancelled. In-progress calls will complete but no new calls will be initiated.",
+        "calls_in_progress": 2,
+        "calls_starting": 0,
     }
     assert db.statuses(batch) == {"in_progress": 2, "completed": 6, "failed": 1, "skipped": 19}
     notes = db.rows("select outcome_notes, count(*) as n from campaign_contacts group by 1 order by 1")

@@ -37,6 +37,8 @@ def test_a_paused_batch_keeps_its_contacts_and_says_since_when(db: TestDatabase)
         "batch_id": batch,
         "status": "paused",
         "message": "Batch paused. In-progress calls will continue until they complete.",
+        "calls_in_progress": 1,
+        "calls_starting": 0,
     }
     row = db.batch_row(batch)
     assert (row["status"], row["paused_at"]) == ("paused", paused_at)

@@ -46,6 +46,7 @@ def test_queued_contacts_go_back_and_the_others_stay(db: TestDatabase) -> None:
         "contacts_released": 3,
         "contacts_skipped": 0,
         "calls_in_progress": 2,
+        "calls_starting": 0,
     }
     assert db.statuses(batch) == {
         "pending": 8,

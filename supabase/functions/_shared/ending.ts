@@ -9,22 +9,33 @@ export interface Ending {
   fields: Record<string, Field>;
   /** The message of a 500. */
   failure: string;
-  /** The body of a success, from the procedure's row. */
-  answer: (row: Row) => unknown;
+  /** The body of a success, from the procedure's row and, if the body tells them, the figures. */
+  answer: (row: Row, figures?: Figures) => unknown;
   /** The body of an error. */
   error: (status: number, message: string, details: Row) => unknown;
 }
 
 interface Field {
   argument: string;
-  type: "uuid" | "str" | "bool";
+  type: "uuid" | "str" | "bool" | "seconds";
   required?: boolean;
 }
 
 type Row = Record<string, unknown>;
 
+/** Calls that finish, and those of them that the carrier may get only now. */
+interface Figures {
+  calls_in_progress: number;
+  calls_starting: number;
+}
+
 const UUID = /^[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}$/i;
 const REASON: Field = { argument: "reason", type: "str" };
+const WAIT: Field = { argument: "wait_seconds", type: "seconds" };
+const MOST_WAIT_S = 30;
+/** Between looks the wait for silence doubles, from the first to the last. */
+const FIRST_LOOK_S = 0.05;
+const LAST_LOOK_S = 0.5;
 
 function changeOf(procedure: string): Ending {
   return {
@@ -32,9 +43,10 @@ function changeOf(procedure: string): Ending {
     fields: {
       batch_id: { argument: "batch_id", type: "uuid", required: true },
       reason: REASON,
+      wait_seconds: WAIT,
     },
     failure: "Failed to update batch status",
-    answer: (row) => row,
+    answer: (row, figures) => ({ ...row, ...figures }),
     error: (_status, message, details) => ({
       success: false,
       error: message,
@@ -52,14 +64,22 @@ export const stopBatch: Ending = {
     userId: { argument: "user_id", type: "str", required: true },
     skipRemaining: { argument: "skip_remaining", type: "bool" },
     reason: REASON,
+    waitSeconds: WAIT,
   },
   failure: "Failed to stop calling service or call queue",
-  answer: ({ batch_id, status }) => ({
+  answer: ({ batch_id, status }, figures) => ({
     message: "",
     status: true,
     code: 200,
     errorMessage: "",
-    data: { batchId: batch_id, status },
+    data: {
+      batchId: batch_id,
+      status,
+      ...(figures && {
+        callsInProgress: figures.calls_in_progress,
+        callsStarting: figures.calls_starting,
+      }),
+    },
   }),
   error: (status, message) => ({
     message: "",
@@ -108,9 +128,27 @@ export async function end(
       "content-type": "application/json",
       "x-request-id": requestId,
     };
-    const given = { ...argumentsOf(ending, body), idempotency_key: key };
-    const row = await call(ending, url, headers, given);
-    return row && Response.json(ending.answer(row));
+    const { wait_seconds: wait, ...given } = argumentsOf(ending, body);
+    const ask = (procedure: string, given: Row) =>
+      call(ending, `${url}/rest/v1/rpc/${procedure}`, headers, given);
+    const row = await ask(ending.procedure, { ...given, idempotency_key: key });
+    if (!row) return null;
+    const { calls_in_progress, calls_starting, ...rest } = row;
+    let figures = { calls_in_progress, calls_starting } as Figures;
+    if (wait !== undefined) {
+      const { batch_id, user_id } = given;
+      const look = () => ask("batch_silence", { batch_id, user_id });
+      figures = await silence(look, Number(wait)) ?? figures;
+    }
+    return Response.json(
+      ending.answer(rest, wait === undefined ? undefined : figures),
+      {
+        headers: {
+          "x-calls-in-progress": String(figures.calls_in_progress),
+          "x-calls-starting": String(figures.calls_starting),
+        },
+      },
+    );
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     const { status, message, details, headers } = error;
@@ -118,6 +156,34 @@ export async function end(
       status,
       headers,
     });
+  }
+}
+
+/** The seconds that the request asks to wait; 0 when they are not as they should be. */
+export function waitOf(ending: Ending, body: Uint8Array): number {
+  try {
+    return Number(argumentsOf(ending, body).wait_seconds ?? 0);
+  } catch {
+    return 0;
+  }
+}
+
+/** The figures when no call can start any more, or after `wait` seconds; null: they cannot be read. */
+async function silence(
+  look: () => Promise<Row | null>,
+  wait: number,
+): Promise<Figures | null> {
+  const until = performance.now() + wait * 1000;
+  for (let pause = FIRST_LOOK_S;; pause = Math.min(2 * pause, LAST_LOOK_S)) {
+    // The batch is ended, whatever a look is answered.
+    const found = await look().catch(() => null);
+    if (!found) return null;
+    const { calls_in_progress, calls_starting } = found as unknown as Figures;
+    const left = (until - performance.now()) / 1000;
+    if (calls_starting === 0 || left <= 0) {
+      return { calls_in_progress, calls_starting };
+    }
+    await new Promise((wake) => setTimeout(wake, Math.min(pause, left) * 1000));
   }
 }
 
@@ -130,7 +196,7 @@ async function call(
   let answer: Response;
   let found: Row;
   try {
-    answer = await fetch(`${url}/rest/v1/rpc/${ending.procedure}`, {
+    answer = await fetch(url, {
       method: "POST",
       headers,
       body: JSON.stringify(given),
@@ -216,13 +282,23 @@ function argumentsOf(ending: Ending, body: Uint8Array): Row {
         code: `${name}_required`,
       });
     }
-    if (value === null && field.type === "str" && !field.required) continue;
+    if (value === null && named(field).endsWith("| null")) continue;
     const type = typeOf(value);
-    const wanted = field.type === "bool" ? "bool" : "str";
-    if (type !== wanted) {
+    if (!TYPES[field.type].includes(type)) {
       throw invalid(
         `Expected \`${named(field)}\`, got \`${type}\` - at \`$.${name}\``,
       );
+    }
+    if (field.type === "seconds") {
+      const seconds = Number(value);
+      const beyond = seconds < 0
+        ? ">= 0.0"
+        : seconds > MOST_WAIT_S
+        ? `<= ${MOST_WAIT_S}.0`
+        : null;
+      if (beyond) {
+        throw invalid(`Expected \`float\` ${beyond} - at \`$.${name}\``);
+      }
     }
     if (field.type === "uuid" && !UUID.test(String(value))) {
       throw invalid(`Invalid UUID - at \`$.${name}\``);
@@ -232,8 +308,17 @@ function argumentsOf(ending: Ending, body: Uint8Array): Row {
   return found;
 }
 
+/** The types that a field takes. */
+const TYPES = {
+  uuid: ["str"],
+  str: ["str"],
+  bool: ["bool"],
+  seconds: ["int", "float"],
+};
+
 /** The type of a field, as the app's messages name it. */
 function named({ type, required }: Field): string {
+  if (type === "seconds") return "float | null";
   return type === "str" && !required ? "str | null" : type;
 }
 

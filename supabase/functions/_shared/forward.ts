@@ -2,7 +2,7 @@
 // answer back: Supabase's edge runtime runs Deno, and the app is Python.
 // Web APIs alone: nothing to fetch or to update.
 
-import { end, type Ending } from "./ending.ts";
+import { end, type Ending, waitOf } from "./ending.ts";
 
 /** The body of an error: `{success, error, code}`, or stop-calling's envelope. */
 export type Errors = "plain" | "envelope";
@@ -47,7 +47,8 @@ const REQUEST_ID = /^[A-Za-z0-9._:/+=-]{1,128}$/;
 /** Supabase waits 150 seconds for an answer to begin; ours comes before that. */
 const TIMEOUT_S = 140;
 
-/** An ending is not kept waiting: this long after the request, it is done otherwise. */
+/** An ending is not kept waiting: this long after the request (and the wait that it
+ * asks for), it is done otherwise. */
 const ENDING_TIMEOUT_S = 20;
 
 /** As in the app: an ending has a small body. */
@@ -149,7 +150,8 @@ async function passOrEnd(
   let answer: Response | undefined;
   let failure: Failure | undefined;
   try {
-    answer = await pass(again, name, path, requestId, ENDING_TIMEOUT_S);
+    const timeout = ENDING_TIMEOUT_S + waitOf(ending, body);
+    answer = await pass(again, name, path, requestId, timeout);
     if (![502, 503, 504].includes(answer.status)) return answer;
   } catch (error) {
     failure = failureOf(error);
@@ -355,7 +357,8 @@ function allow(request: Request, requestId: string): Response {
 function ownHeaders(requestId: string): Record<string, string> {
   return {
     "access-control-allow-origin": "*",
-    "access-control-expose-headers": "X-Request-Id, Retry-After",
+    "access-control-expose-headers":
+      "X-Request-Id, Retry-After, X-Calls-In-Progress, X-Calls-Starting",
     "x-request-id": requestId,
   };
 }
