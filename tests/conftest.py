@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,13 +23,14 @@ from functions import app
 from functions._shared.settings import Settings
 from functions.app import create_app
 from functions.migrations import migrate
-from functions.postgres_server import PostgresServer, embedded_postgres
+from functions.postgres_server import PostgresServer
 
 from .support.database import TestDatabase, connect, log_in_as
 from .support.leases import DatabasePool
 from .support.openapi import CheckedContext
 from .support.pgbouncer import PGBOUNCER, PgBouncer
 from .support.postgrest import PUBLISHABLE_KEY, postgrest
+from .support.servers import new_container, new_server, short_lived_folder
 from .support.serving import serving
 from .support.tokens import ISSUER, SECRET
 
@@ -39,27 +38,6 @@ if TYPE_CHECKING:
     from .support.container import ContainerServer
 
 _numbers = count()
-# Killed servers are killed as processes; the machine stays up, so nothing needs to reach the disk.
-# Autovacuum would change plans at times that no test chooses.
-SERVER_OPTIONS = {
-    "fsync": "off",
-    "full_page_writes": "off",
-    "max_wal_size": "4GB",
-    "checkpoint_timeout": "1h",
-    "autovacuum": "off",
-    "jit": "off",
-    "max_connections": "100",
-}
-
-
-def new_server(folder: Path) -> PostgresServer:
-    """A server of the PostgreSQL under test, not started; the test may configure, stop and kill it."""
-    if os.environ.get("TEST_POSTGRES_IMAGE"):
-        pytest.skip("needs a PostgreSQL that it may stop and kill, which one in a container is not")
-    bin_folder = os.environ.get("TEST_POSTGRES_BIN")
-    if bin_folder:
-        return PostgresServer(Path(bin_folder), folder, SERVER_OPTIONS)
-    return embedded_postgres(folder, SERVER_OPTIONS)
 
 
 def pytest_configure() -> None:
@@ -86,28 +64,11 @@ def server() -> Iterator[PostgresServer | ContainerServer]:
         server.stop()
 
 
-def new_container(image: str) -> ContainerServer:
-    """A server in a container, not started."""
-    from .support.container import ContainerServer, missing_engine  # what other tests do not load
-
-    if why := missing_engine():
-        pytest.skip(f"no container engine: {why}")
-    return ContainerServer(image, SERVER_OPTIONS)
-
-
 @pytest.fixture
 def own_folder() -> Iterator[Path]:
     """An empty folder that other users may pass through, for a server of the test's own."""
     with short_lived_folder() as folder:
         yield folder
-
-
-@contextmanager
-def short_lived_folder() -> Iterator[Path]:
-    # Not pytest's tmp_path: each run of pytest closes the folder above it to all other users, and
-    # PostgreSQL runs as another user when the tests run as root.
-    with tempfile.TemporaryDirectory(prefix="lastcall-test-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -492,7 +492,10 @@ comment on function public.claim_contacts(integer, integer, uuid) is
   'Claim the next contacts to call, under a lease; batches take turns.';
 
 -- file: dialer/start_call.sql d9ca82b7df499af40c08e2c506b82aa685804c4c37f8a0dfe17337f9e96188e4
+-- A dialer of a release before leases starts no call.
+-- squawk-ignore ban-drop-function
 drop function if exists public.start_call(uuid, bigint[]);
+-- squawk-ignore ban-drop-function
 drop function if exists private.start_call(uuid, uuid, bigint[]);
 create type public.started_calls as (
   started bigint[],   -- the calls to place
@@ -732,9 +735,13 @@ comment on function public.start_call(uuid, bigint[], uuid, double precision) is
   'The last gate before the carrier: returns the calls that may be placed now.';
 
 -- file: dialer/confirm_call.sql 32d68d4324c37ad53031949e2c33724023c744c36b01abc4c0315eed4829cd61
+-- squawk-ignore ban-drop-function
 drop function if exists public.confirm_call(uuid, jsonb);
+-- squawk-ignore ban-drop-function
 drop function if exists private.confirm_call(uuid, uuid, jsonb);
+-- squawk-ignore ban-drop-function
 drop function if exists public.finish_call(uuid, jsonb);
+-- squawk-ignore ban-drop-function
 drop function if exists private.finish_call(uuid, uuid, jsonb);
 create type public.reported_call as (call_id bigint, lease uuid, result text);
 

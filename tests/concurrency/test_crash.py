@@ -10,8 +10,8 @@ import pytest
 from functions.migrations import migrate
 from functions.postgres_server import PostgresServer
 
-from ..conftest import new_server
 from ..support.crashes import connected, crash, hold_the_disk
+from ..support.servers import new_server
 
 
 @pytest.fixture

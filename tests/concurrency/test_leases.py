@@ -20,10 +20,10 @@ from functions._shared.errors import unavailable
 from functions.migrations import migrate
 from functions.postgres_server import PostgresServer
 
-from ..conftest import new_server
 from ..support.crashes import connected, crash, hold_the_disk
 from ..support.database import TestDatabase
 from ..support.dialing import ScriptedCarrier, a_dialer, dialing, until
+from ..support.servers import new_server
 from ..support.webhooks import Carrier, event, process, queue
 
 CRASHES = int(os.environ.get("CRASHES", "3"))

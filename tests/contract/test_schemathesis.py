@@ -19,9 +19,9 @@ import pytest
 from functions._shared.settings import Settings
 from functions.app import create_app
 
-from ..functions.test_calls_batch_process import simulated
 from ..support.database import TestDatabase
 from ..support.serving import serving
+from ..support.simulator import simulated
 from ..support.tokens import token
 from ..support.webhooks import Carrier
 

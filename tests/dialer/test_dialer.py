@@ -24,9 +24,9 @@ from functions.dialer.carrier import (
 )
 from functions.migrations import migrate
 
-from ..conftest import new_server
 from ..support.database import TestDatabase
 from ..support.dialing import ScriptedCarrier, a_dialer, complete, dial_once, dialing, take, until
+from ..support.servers import new_server
 
 
 def a_batch(db: TestDatabase, contacts: int, **columns: Any) -> UUID:

@@ -27,12 +27,13 @@ from functions.dialer import place_by
 from functions.dialer.carrier import CarrierHttp
 from functions.dialer.place_by import CallLateError, PlaceBy
 
-from ..functions.test_calls_batch_process import looping, process_settings, record, simulated
-from ..functions.test_tls import Authority
+from ..support.certificates import Authority
 from ..support.database import TestDatabase
 from ..support.dialers import wait_for
 from ..support.dialing import ScriptedCarrier, a_dialer, complete, until
+from ..support.processes import looping, process_settings
 from ..support.proxy import Proxy, proxy
+from ..support.simulator import record, simulated
 
 STOPS = int(os.environ.get("STOPS", "2"))
 STOPS_S = [0.1, 1.0, 10.0, 60.0, 600.0]

@@ -17,11 +17,12 @@ from functions.calls_batch_export import PAGE_ROWS
 
 from ..support.database import TestDatabase
 from ..support.deno import Script
+from ..support.forwarders import CRON_SECRET, Project
 from ..support.postgrest import PUBLISHABLE_KEY
 from ..support.serving import serving
+from ..support.supabase_clients import Invoke, Outcome
 from ..support.tokens import SECRET, token
 from ..support.webhooks import Carrier, event, queue, signed_standard, signed_ultravox
-from .conftest import CRON_SECRET, Invoke, Outcome, Project
 
 CANCEL = "calls-batch-cancel"
 UNKNOWN = "whether this was done is not known: repeat it with the same Idempotency-Key"

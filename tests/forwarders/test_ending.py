@@ -19,10 +19,10 @@ from functions._shared.settings import Settings
 from functions.app import create_app
 
 from ..support.database import TestDatabase
+from ..support.forwarders import Project
 from ..support.postgrest import PUBLISHABLE_KEY
 from ..support.serving import serving
 from ..support.tokens import token
-from .conftest import Project
 
 PATHS = {
     "calls-batch-cancel": "/functions/v1/calls-batch-cancel",

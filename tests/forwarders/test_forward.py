@@ -27,9 +27,9 @@ from functions._shared.settings import Settings
 from functions.app import create_app
 
 from ..support.deno import ROOT
+from ..support.forwarders import Project
 from ..support.serving import serving
 from ..support.tokens import token
-from .conftest import Project
 
 FOLDER = ROOT / "supabase" / "functions"
 NAMES = sorted(index.parent.name for index in FOLDER.glob("[!_]*/index.ts"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import json
@@ -21,7 +20,7 @@ from functions.app import create_app
 
 from ..support.keys import KeyServer, key_server, new_key
 from ..support.ports import unanswered_port
-from ..support.tokens import ISSUER, SECRET, claims, token
+from ..support.tokens import ISSUER, SECRET, b64, claims, handmade, token
 
 pytestmark = pytest.mark.one_postgres
 
@@ -55,16 +54,6 @@ class Answer:
 
 def send(client: TestClient, encoded: str) -> Answer:
     return Answer(client, f"Bearer {encoded}")
-
-
-def b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def handmade(header: Any, payload: Any, secret: bytes = SECRET.encode()) -> str:
-    """A token with whatever header and payload, signed by HS256."""
-    signed = f"{b64(json.dumps(header).encode())}.{b64(json.dumps(payload).encode())}"
-    return f"{signed}.{b64(hmac.digest(secret, signed.encode(), hashlib.sha256))}"
 
 
 # By the shared secret.

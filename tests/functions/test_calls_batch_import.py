@@ -25,7 +25,7 @@ from functions.app import create_app
 from ..support.database import TestDatabase
 from ..support.serving import logged, serving
 from ..support.tokens import bearer
-from .test_database import until
+from ..support.waiting import until
 
 PATH = "/functions/v1/calls-batch-import"
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,28 +19,17 @@ from starlette.testclient import TestClient
 
 from functions._shared.settings import Settings
 from functions.app import create_app
-from functions.dialer.simulated_carrier import Behaviour, create_carrier
 
-from ..support.command import LASTCALL, environment, lastcall, serve
+from ..support.command import lastcall, serve
 from ..support.database import TestDatabase
+from ..support.processes import looping, process_settings
 from ..support.serving import serving
+from ..support.simulator import record, simulated
 from ..support.tokens import bearer, token
 
 PATH = "/functions/v1/calls-batch-process"
 CRON = "a cron secret of at least thirty-two bytes"
 IDLE = {"processed": 0, "message": "No batches to process"}
-QUICK: dict[str, Any] = {"ring_s": (0.0, 0.05), "talk_s": (0.05, 0.2), "unanswered": 0.0}
-
-
-@contextmanager
-def simulated(**behaviour: Any) -> Iterator[str]:
-    with serving(create_carrier(Behaviour(**{**QUICK, **behaviour}))) as (host, port):
-        yield f"http://{host}:{port}"
-
-
-def record(url: str) -> list[dict[str, Any]]:
-    calls: list[dict[str, Any]] = httpx2.get(f"{url}/calls", timeout=60, trust_env=False).json()
-    return calls
 
 
 @pytest.fixture
@@ -143,32 +130,6 @@ def test_runs_at_the_same_time_call_each_contact_once(db: TestDatabase, settings
 
 
 # The command.
-
-
-def process_settings(db: TestDatabase, carrier_url: str, **settings: str) -> dict[str, str]:
-    return {"DATABASE_URL": db.functions_uri, "LASTCALL_CARRIER": "simulator", "CARRIER_URL": carrier_url, **settings}
-
-
-@contextmanager
-def looping(folder: Path, settings: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """`lastcall process --loop`, ready."""
-    with (
-        (folder / "process.log").open("a") as log,
-        subprocess.Popen(
-            [LASTCALL, "process", "--loop"],
-            cwd=folder,
-            env=environment(**settings),
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        ) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n", (folder / "process.log").read_text()
-            yield process
-        finally:
-            process.kill()
 
 
 def wait(holds: Callable[[], bool]) -> None:

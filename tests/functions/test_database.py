@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import httpx2
 import psycopg
@@ -24,77 +23,21 @@ from functions._shared.auth import Caller
 from functions._shared.database import PostgresDatabase
 from functions._shared.errors import FunctionError
 from functions._shared.settings import Settings
-from functions.app import create_app
 from functions.migrations import migrate
 from functions.postgres_server import PostgresServer
 
-from ..conftest import new_server, short_lived_folder
+from ..support.client import CANCEL, Case, serve
 from ..support.database import TestDatabase
-from ..support.outage import impatient
+from ..support.faults import at_commit, fails_at_first
+from ..support.locks import locked, waiting_for_a_lock
+from ..support.outage import impatient, unavailable
 from ..support.proxy import proxy
+from ..support.servers import new_server, short_lived_folder
 from ..support.tokens import ISSUER, SECRET, bearer
+from ..support.waiting import until
 
-CANCEL = "/functions/v1/calls-batch-cancel"
 STOP = "/api/call/stop-calling"
 T = TypeVar("T")
-
-
-@contextmanager
-def serve(settings: Settings, **changes: Any) -> Iterator[TestClient]:
-    """A service that waits for its database as long as a slow machine may need."""
-    changes = {"pool_timeout_s": 60.0, **changes}
-    with TestClient(create_app(replace(settings, **changes)), raise_server_exceptions=False) as client:
-        yield client
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for something that happens elsewhere."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it has not come to that for a minute"
-        time.sleep(0.005)
-
-
-def waiting_for_a_lock(db: TestDatabase, number: int = 1) -> None:
-    query = (
-        "select count(*) as n from pg_stat_activity"
-        " where datname = current_database() and wait_event_type = 'Lock' and application_name = 'lastcall'"
-    )
-    until(lambda: db.value(query) == number)
-
-
-@contextmanager
-def locked(db: TestDatabase, batch_id: UUID) -> Iterator[None]:
-    """The batch's row is held by somebody else."""
-    with db.connect() as other, other.transaction():
-        other.execute("select from call_batches where id = %s for no key update", [batch_id])
-        yield
-
-
-class Case:
-    """An agency with an owner and a batch of pending contacts."""
-
-    def __init__(self, db: TestDatabase, contacts: int = 3) -> None:
-        agency = db.agency()
-        self.user = db.user(agency)
-        self.batch = db.batch(agency, self.user)
-        if contacts:
-            db.contacts(self.batch, pending=contacts)
-
-    def cancel(self, client: TestClient, key: str | None = None) -> httpx2.Response:
-        headers = bearer(self.user) | ({"Idempotency-Key": key} if key else {})
-        return client.post(CANCEL, json={"batch_id": str(self.batch)}, headers=headers)
-
-    def list(self, client: TestClient) -> httpx2.Response:
-        return client.get("/functions/v1/calls-batch-list", headers=bearer(self.user))
-
-    @property
-    def caller(self) -> Caller:
-        return Caller("authenticated", {"sub": str(self.user), "role": "authenticated"}, request_id="r-1")
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {"batch_id": self.batch}
 
 
 def opened(client: TestClient) -> None:
@@ -111,10 +54,6 @@ def connected(client: TestClient) -> None:
         return bool(stats["pool_size"] == stats.get("pool_available"))
 
     until(is_idle)
-
-
-def unavailable(response: httpx2.Response) -> bool:
-    return response.status_code == 503 and int(response.headers["Retry-After"]) > 0
 
 
 def using(settings: Settings, work: Callable[[PostgresDatabase], Awaitable[T]]) -> T:
@@ -502,25 +441,6 @@ def test_procedures_run_at_read_committed_whatever_the_database_s_default(
 # Asked by Postgres to try again.
 
 
-def fails_at_first(db: TestDatabase, sqlstate: str, times: int) -> None:
-    """A procedure that raises the first `times` times, and returns which try it was."""
-    db.rows("create sequence tries")
-    db.rows("grant usage on sequence tries to authenticated")
-    db.rows(
-        f"""
-        create function public.try_it() returns table (try bigint, ok boolean) language plpgsql as $$
-        begin
-          try := nextval('public.tries');
-          if try <= {times} then
-            raise sqlstate '{sqlstate}' using message = 'try again';
-          end if;
-          ok := true;
-          return next;
-        end $$
-        """
-    )
-
-
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
 @pytest.mark.own_database
 def test_a_serialization_failure_or_a_deadlock_is_tried_once_more(
@@ -551,26 +471,6 @@ def test_nothing_else_is_tried_again(settings: Settings, db: TestDatabase, sqlst
     with pytest.raises((psycopg.Error, FunctionError)):
         using(settings, lambda database: database.call(caller, "try_it", {}))
     assert db.value("select last_value from tries") == 1
-
-
-def at_commit(db: TestDatabase, sqlstate: str, times: int) -> None:
-    """Let the commits of the first `times` changes of a batch fail."""
-    db.rows("create sequence commits")
-    db.rows(
-        f"""
-        create function public.at_commit() returns trigger language plpgsql security definer as $$
-        begin
-          if nextval('public.commits') <= {times} then
-            raise sqlstate '{sqlstate}' using message = 'not committed';
-          end if;
-          return null;
-        end $$
-        """
-    )
-    db.rows(
-        "create constraint trigger at_commit after update on call_batches deferrable initially deferred"
-        " for each row execute function at_commit()"
-    )
 
 
 @pytest.mark.own_database

@@ -19,7 +19,7 @@ from functions.app import create_app
 from ..support.database import TestDatabase
 from ..support.serving import Log, logged, serving
 from ..support.tokens import ISSUER, SECRET, bearer, token
-from .test_database import until
+from ..support.waiting import until
 
 pytestmark = pytest.mark.one_postgres
 

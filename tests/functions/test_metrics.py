@@ -29,15 +29,18 @@ from functions.dialer.carrier import Call, CallRefusedError, CallUnclearError, C
 from functions.dialer.dialer import Dialer
 from functions.observability import Watch, metrics
 
+from ..support.client import Case
 from ..support.command import LASTCALL, environment, lastcall
 from ..support.database import TestDatabase
 from ..support.dialing import ScriptedCarrier, dial_settings
+from ..support.faults import fails_at_first
 from ..support.keys import key_server, new_key
+from ..support.locks import locked, waiting_for_a_lock
 from ..support.scraping import ANY_PORT, OPENMETRICS, Scrape, scraped
 from ..support.serving import logged, serving
 from ..support.tokens import bearer, token
+from ..support.waiting import until
 from ..support.webhooks import Carrier, event
-from .test_database import Case, fails_at_first, locked, until, waiting_for_a_lock
 
 CANCEL = "/functions/v1/calls-batch-cancel"
 FOLDER = Path(observability.__file__).parent

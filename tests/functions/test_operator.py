@@ -29,12 +29,13 @@ from functions.app import create_app
 
 from ..support.command import LASTCALL, environment, lastcall_here
 from ..support.database import TestDatabase, log_in_as
+from ..support.locks import waiting_for_a_lock
 from ..support.postgrest import PUBLISHABLE_KEY
 from ..support.project import PASSWORD, Auth, project
 from ..support.proxy import proxy
 from ..support.serving import serving
 from ..support.tokens import token
-from .test_database import until, waiting_for_a_lock
+from ..support.waiting import until
 
 pytestmark = pytest.mark.one_postgres
 

@@ -18,12 +18,12 @@ import pytest
 from functions.migrations import migrate
 from functions.postgres_server import PostgresServer
 
-from ..conftest import new_server, short_lived_folder
 from ..support.database import TestDatabase, log_in_as
 from ..support.postgrest import PUBLISHABLE_KEY, postgrest
+from ..support.servers import new_server, short_lived_folder
 from ..support.serving import serving
 from ..support.tokens import token
-from .test_database import until
+from ..support.waiting import until
 
 ROLE_LIMIT_MS = 200
 # Procedures whose time grows with the batch, and their arguments.

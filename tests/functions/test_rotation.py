@@ -17,8 +17,7 @@ from functions.app import create_app
 
 from ..support.database import TestDatabase, log_in_as
 from ..support.keys import key_server, new_key
-from ..support.tokens import bearer, claims, token
-from .test_auth import handmade
+from ..support.tokens import bearer, claims, handmade, token
 
 OLD, NEW, NEWER = (f"the-{name}-secret-of-at-least-32-bytes" for name in ("old", "new", "newer"))
 USER = "5f0e7a3c-1b2d-4c3e-8f90-a1b2c3d4e5f6"

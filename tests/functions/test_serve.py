@@ -28,9 +28,10 @@ from functions.postgres_server import PostgresServer, embedded_postgres
 
 from ..support.command import LASTCALL, Service, environment, lastcall, serve
 from ..support.database import TestDatabase
+from ..support.locks import locked, waiting_for_a_lock
 from ..support.ports import reserved_port
 from ..support.tokens import SECRET, token
-from .test_database import locked, until, waiting_for_a_lock
+from ..support.waiting import until
 
 pytestmark = pytest.mark.one_postgres
 

@@ -5,27 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from starlette.testclient import TestClient
 
 from functions._shared.settings import Settings
 from functions.migrations import migrate
 from functions.postgres_server import PostgresServer
 
-from ..conftest import short_lived_folder
+from ..support.certificates import Authority
+from ..support.client import Case, serve
 from ..support.database import TestDatabase
+from ..support.outage import unavailable
 from ..support.ports import reserved_port
+from ..support.servers import short_lived_folder
 from ..support.serving import logged
 from ..support.tokens import ISSUER, SECRET
-from .test_database import Case, serve, unavailable, until
+from ..support.waiting import until
 
 # The embedded PostgreSQL is built without TLS.
 DEBIANS = Path("/usr/lib/postgresql/15/bin")
@@ -37,38 +35,6 @@ pytestmark = [
 HOST = "db.example"
 PASSWORD = "no-other-server-knows-it"
 ACCESS = "local all all trust\nhost all lastcall_functions 127.0.0.1/32 scram-sha-256\n"
-
-
-class Authority:
-    """Who signs certificates."""
-
-    def __init__(self, name: str) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.certificate = self._sign(self._name, self._key.public_key(), x509.BasicConstraints(ca=True, path_length=0))
-
-    def issue(self, host: str) -> tuple[bytes, bytes]:
-        """A certificate for a host, and its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-        certificate = self._sign(name, key.public_key(), x509.SubjectAlternativeName([x509.DNSName(host)]))
-        return certificate, key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-
-    def _sign(self, name: x509.Name, key: ec.EllipticCurvePublicKey, extension: x509.ExtensionType) -> bytes:
-        now = datetime.now(UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(self._name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(hours=1))
-            .add_extension(extension, critical=True)
-        )
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 class TlsServer:

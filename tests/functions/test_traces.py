@@ -22,14 +22,15 @@ from functions.dialer.carrier import Call, CallUnclearError, GoingOn
 from functions.dialer.dialer import Dialer
 from functions.observability import Watch
 
+from ..support.client import Case
 from ..support.collector import Collector, Span, collecting
 from ..support.database import TestDatabase
 from ..support.dialing import ScriptedCarrier, dial_settings
+from ..support.faults import fails_at_first
 from ..support.ports import unanswered_port
 from ..support.serving import Log, logged, serving
 from ..support.tokens import bearer
 from ..support.webhooks import Carrier, event
-from .test_database import Case, fails_at_first
 
 CANCEL = "/functions/v1/calls-batch-cancel"
 TRACE = "0af7651916cd43dd8448eb211c80319c"

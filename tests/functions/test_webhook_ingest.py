@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,13 +14,13 @@ from starlette.testclient import TestClient
 from functions._shared.settings import Settings
 from functions.app import create_app
 
+from ..support.client import answer
 from ..support.database import TestDatabase
 from ..support.serving import logged
 from ..support.tokens import bearer, token
-from ..support.webhooks import Carrier, event, queue, signed_standard, signed_ultravox
+from ..support.webhooks import BODY, STORED, Carrier, event, queue, signed_standard, signed_ultravox
 
 INGEST, PROCESS = "/functions/v1/webhook-ingest", "/functions/v1/process-webhook-queue"
-BODY = json.dumps(event("call.ended"), indent=1) + "\n"
 SERVICE_KEY = token(uuid4(), role="service_role")
 CRON = {"Authorization": "Bearer the-cron-secret-of-at-least-32-bytes"}
 
@@ -39,12 +38,7 @@ def carrier(db: TestDatabase) -> Carrier:
     return Carrier(db, db.agency())
 
 
-def answer(response: Any) -> tuple[int, Any]:
-    return response.status_code, response.json()
-
-
 NOBODY = "0d1c2b3a-4f5e-4a6b-8c7d-9e8f7a6b5c4d"
-STORED = (200, {"success": True, "event_id": "carrier-0 call.ended"})
 UNAUTHORIZED = (
     401,
     {"success": False, "error": "Invalid webhook signature or secret", "code": "webhook_unauthorized"},

@@ -15,9 +15,9 @@ from functions import migrations
 from functions.migrations import MIGRATIONS, SQL, create_migration, migrate, source_files
 from functions.postgres_server import PostgresServer
 
-from ..conftest import new_server
 from ..support.command import lastcall
-from ..support.database import TestDatabase, dump_schema
+from ..support.database import TestDatabase, schema
+from ..support.servers import new_server
 
 GRANTED = """
 select o.name, g.grantee::regrole::text, g.privilege_type
@@ -36,11 +36,6 @@ select o.name, g.grantee::regrole::text, g.privilege_type
 
 CORES_ROLES = ("lastcall_admin", "lastcall_functions")
 THE_THREE = {"anon", "authenticated", "service_role"}
-
-
-def schema(server: PostgresServer, database: str) -> str:
-    """The schema as pg_dump writes it, with owners and privileges, without the migrations' history."""
-    return dump_schema(server.bin_folder, server.uri(database))
 
 
 def test_the_migrations_build_what_the_source_builds(

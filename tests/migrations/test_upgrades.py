@@ -14,9 +14,8 @@ from functions import migrations
 from functions.migrations import MIGRATIONS, migrate
 from functions.postgres_server import PostgresServer
 
-from ..support.database import TestDatabase
+from ..support.database import TestDatabase, schema
 from ..support.dialers import Dialer, wait_for
-from .test_migrations import schema
 
 RELEASES = ["20261122025022_core"]
 """The last migration of each release there was."""

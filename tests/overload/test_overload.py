@@ -20,12 +20,12 @@ from functions._shared.http import LARGE_AT_ONCE
 from functions._shared.settings import Settings
 from functions.app import create_app
 
-from ..functions.test_database import until
 from ..support.database import TestDatabase
-from ..support.outage import impatient
+from ..support.outage import impatient, unavailable
 from ..support.proxy import proxy
 from ..support.serving import logged, serving
 from ..support.tokens import bearer
+from ..support.waiting import until
 
 CANCEL, PAUSE, LIST, EXPORT, ADD = (
     f"/functions/v1/calls-batch-{name}" for name in ("cancel", "pause", "list", "export", "add-contacts")
@@ -130,10 +130,6 @@ def house(db: TestDatabase, settings: Settings) -> Iterator[House]:
         inside = House(db, app, f"http://{host}:{port}")
         with inside.client:
             yield inside
-
-
-def unavailable(response: httpx2.Response) -> bool:
-    return response.status_code == 503 and int(response.headers["Retry-After"]) > 0
 
 
 # Room for those who end calls.

@@ -21,14 +21,16 @@ from functions._shared.settings import Settings
 from functions.migrations import MIGRATIONS, migrate
 from functions.postgres_server import PostgresServer
 
-from ..conftest import short_lived_folder
-from ..functions.test_database import Case, at_commit, locked, serve, waiting_for_a_lock
+from ..support.client import Case, serve
 from ..support.command import lastcall
 from ..support.database import TestDatabase, log_in_as
 from ..support.dialing import ScriptedCarrier, complete, dialing
 from ..support.dialing import until as until_so
+from ..support.faults import at_commit
+from ..support.locks import locked, waiting_for_a_lock
 from ..support.pgbouncer import PGBOUNCER, PgBouncer
 from ..support.proxy import proxy
+from ..support.servers import short_lived_folder
 from ..support.tokens import bearer
 from ..support.webhooks import event, signed_standard
 

@@ -19,11 +19,13 @@ import pytest
 from functions.migrations import migrate
 from functions.postgres_server import PostgresServer
 
-from ..conftest import new_server, short_lived_folder
-from ..functions.test_database import Case, locked, until, waiting_for_a_lock
+from ..support.client import Case
 from ..support.database import TestDatabase
+from ..support.locks import locked, waiting_for_a_lock
 from ..support.platforms import REPOSITORY
+from ..support.servers import new_server, short_lived_folder
 from ..support.tokens import ISSUER, SECRET
+from ..support.waiting import until
 
 BASE = os.environ.get("TEST_PYTHON_IMAGE")
 pytestmark = pytest.mark.skipif(not BASE, reason="TEST_PYTHON_IMAGE names no image to build from")

@@ -22,14 +22,15 @@ from functions.app import create_app
 from functions.migrations import migrate
 from functions.postgres_server import PostgresServer
 
-from ..conftest import new_server, short_lived_folder
-from ..functions.test_database import Case, unavailable, until
-from ..functions.test_webhook_ingest import BODY, STORED, answer
+from ..support.client import Case, answer
 from ..support.command import environment
 from ..support.database import TestDatabase
+from ..support.outage import unavailable
 from ..support.platforms import PLATFORMS, REPOSITORY, aws_lambda
+from ..support.servers import new_server, short_lived_folder
 from ..support.tokens import ISSUER, SECRET, bearer
-from ..support.webhooks import Carrier, queue
+from ..support.waiting import until
+from ..support.webhooks import BODY, STORED, Carrier, queue
 
 pytestmark = [pytest.mark.long, pytest.mark.one_postgres]
 

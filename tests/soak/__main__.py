@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..conftest import new_server, short_lived_folder
+from ..support.servers import new_server, short_lived_folder
 from .soak import Plan, soak
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import new_server
+from ..support.servers import new_server
 from .soak import Plan, soak
 
 pytestmark = [pytest.mark.long, pytest.mark.one_postgres]

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from ..support.database import TestDatabase
-from .test_plans import flush, updates
+from ..support.statistics import flush, updates
 
 SKIPPABLE = ("pending", "scheduled", "queued")
 ALL = {"pending": 5, "scheduled": 4, "queued": 3, "in_progress": 2, "completed": 6, "failed": 1, "skipped": 7}

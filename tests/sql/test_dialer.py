@@ -13,7 +13,7 @@ import pytest
 
 from ..support.database import TestDatabase
 from ..support.dialers import wait_for
-from .test_plans import flush, updates
+from ..support.statistics import flush, updates
 
 
 def claim(db: TestDatabase, number: int = 10, **arguments: Any) -> list[dict[str, Any]]:

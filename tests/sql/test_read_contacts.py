@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from ..support.database import TestDatabase
-from .test_plans import flush, rows_read
+from ..support.statistics import flush, rows_read
 
 pytestmark = pytest.mark.own_database
 

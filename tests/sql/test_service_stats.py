@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 from ..support.database import TestDatabase
+from ..support.statistics import TABLES, flush, rows_read
 from ..support.webhooks import Carrier, event, process_all
-from .test_plans import TABLES, flush, rows_read
 
 
 def stats(db: TestDatabase, name: str) -> dict[str, float]:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..conftest import short_lived_folder
 from ..support.hosted import HostedPostgres, supabase
 from ..support.ports import reserved_port
+from ..support.servers import short_lived_folder
 
 
 @pytest.fixture(scope="session")

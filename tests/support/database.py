@@ -14,6 +14,8 @@ from uuid import UUID, uuid4
 import psycopg
 from psycopg.rows import dict_row
 
+from functions.postgres_server import PostgresServer
+
 Connection = psycopg.Connection[dict[str, Any]]
 
 
@@ -27,6 +29,11 @@ def dump_schema(bin_folder: Path, uri: str) -> str:
     ).stdout
     # A random key against injection, new in each dump.
     return "\n".join(line for line in dumped.splitlines() if not line.startswith(("\\restrict", "\\unrestrict")))
+
+
+def schema(server: PostgresServer, database: str) -> str:
+    """The schema as pg_dump writes it, with owners and privileges, without the migrations' history."""
+    return dump_schema(server.bin_folder, server.uri(database))
 
 
 def log_in_as(role: str, uri: str) -> str:

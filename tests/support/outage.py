@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx2
+
 
 @contextmanager
 def impatient(app: Any) -> Iterator[None]:
@@ -22,3 +24,8 @@ def impatient(app: Any) -> Iterator[None]:
         yield
     finally:
         pool.timeout, database._deadline_s = patience, deadline_s
+
+
+def unavailable(response: httpx2.Response) -> bool:
+    """Whether the response is a 503 with Retry-After."""
+    return response.status_code == 503 and int(response.headers["Retry-After"]) > 0

@@ -32,6 +32,12 @@ def event(event_type: str, call: dict[str, Any] | None = None, **fields: Any) ->
     return {"event": event_type, "call": about | fields}
 
 
+BODY = json.dumps(event("call.ended"), indent=1) + "\n"
+"""The body of an event, with white space that a signature covers."""
+STORED = (200, {"success": True, "event_id": "carrier-0 call.ended"})
+"""The status and the JSON body that webhook-ingest answers BODY with, once stored."""
+
+
 def missed(call: dict[str, Any], reason: str | None = "unjoined", **fields: Any) -> dict[str, Any]:
     """The end of a call that nobody answered."""
     return event("call.ended", call, joined=None, endReason=reason, **fields)
