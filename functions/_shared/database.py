@@ -16,6 +16,8 @@ import anyio
 import msgspec
 import psycopg
 from psycopg import sql
+from psycopg.abc import PQGen
+from psycopg.generators import send
 from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from starlette.requests import Request
@@ -68,8 +70,28 @@ def connect_database(settings: Settings, observer: Observer = NOBODY) -> Databas
     return PostgresDatabase(settings, observer)
 
 
+class _Pipeline(psycopg.AsyncPipeline):
+    """Sends no Flush after its Sync, which flushes already.
+
+    psycopg sends the Flush by itself. PgBouncer in transaction mode may read it after the server's ReadyForQuery; it
+    then gives the client a server connection again, and takes it back only after the client's next request.
+    """
+
+    def _fetch_gen(self, *, flush: bool) -> PQGen[None]:
+        if flush:
+            yield from send(self.pgconn)  # a large request leaves in parts
+        yield from super()._fetch_gen(flush=False)
+
+
 class _Connection(psycopg.AsyncConnection[Any]):
     """Says in the log why it could not be made: whoever waits for one only learns that there is none."""
+
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
+        """A pipeline that is not nested, and whose rows are read after its end."""
+        self._pipeline = _Pipeline(self)
+        async with super().pipeline() as pipeline:
+            yield pipeline
 
     @classmethod
     async def connect(cls, *args: Any, **kwargs: Any) -> Self:

@@ -74,16 +74,16 @@ def using(settings: Settings, work: Callable[[PostgresDatabase], Awaitable[T]]) 
 
 def test_a_request_is_one_round_trip(settings: Settings, db: TestDatabase, own_folder: Path) -> None:
     """The server answers at a sync, so that what comes before the only one travels together: isolation, role and
-    claims, the procedure, sync (and a flush, which has nothing left to ask for)."""
+    claims, the procedure, sync. A flush after the sync would hold a transaction pooler's connection."""
     first, second = Case(db), Case(db)
-    trip = "PBDEPBDEPBDESH"
+    trip = "PBDEPBDEPBDES"
     with (
         proxy(own_folder, db.functions_uri) as between,
         serve(settings, database_url=between.uri) as client,
     ):
         # The proxy may see the last message of a request after its client has the answer.
         assert first.cancel(client).status_code == 200  # connects
-        until(lambda: between.sent()[0].endswith("SH"))
+        until(lambda: between.sent()[0].endswith("S"))
         (before,) = between.sent()
         assert first.cancel(client).status_code == 400
         assert second.cancel(client).status_code == 200
@@ -519,7 +519,7 @@ def test_an_answer_that_is_lost_after_the_commit_is_had_again_by_its_idempotency
 
         assert again.status_code == 200
         assert again.json()["contacts_skipped"] == 5
-        assert again.json() == db.value("select response from batch_events")
+        assert again.json().items() <= db.value("select response from batch_events").items()
         assert case.cancel(client).status_code == 400
         assert case.cancel(client, "another-key").status_code == 400
     assert db.state() == after
