@@ -29,6 +29,7 @@ from ..support.dialers import wait_for
 from ..support.dialing import dial_once, dial_settings, dialing, until
 from ..support.ports import unanswered_port
 from ..support.serving import serving
+from ..support.simulator import record
 
 pytestmark = pytest.mark.one_postgres
 
@@ -40,11 +41,6 @@ SECRET = "whsec_" + base64.b64encode(b"a secret of twenty-four").decode()
 def simulated(**behaviour: Any) -> Iterator[str]:
     with serving(create_carrier(Behaviour(**{**QUICK, **behaviour}))) as (host, port):
         yield f"http://{host}:{port}"
-
-
-def record(url: str) -> list[dict[str, Any]]:
-    calls: list[dict[str, Any]] = httpx2.get(f"{url}/calls", timeout=60, trust_env=False).json()
-    return calls
 
 
 def a_batch(db: TestDatabase, contacts: int, **columns: Any) -> UUID:
