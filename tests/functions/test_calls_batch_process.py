@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from ..support.processes import looping, process_settings
 from ..support.serving import serving
 from ..support.simulator import record, simulated
 from ..support.tokens import bearer, token
+from ..support.waiting import until
 
 PATH = "/functions/v1/calls-batch-process"
 CRON = "a cron secret of at least thirty-two bytes"
@@ -132,13 +132,6 @@ def test_runs_at_the_same_time_call_each_contact_once(db: TestDatabase, settings
 # The command.
 
 
-def wait(holds: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.01)
-
-
 def test_one_run_of_the_command_prints_its_reply(db: TestDatabase, carrier_url: str, tmp_path: Path) -> None:
     batch = a_batch(db, 5)
     settings = process_settings(db, carrier_url)
@@ -181,7 +174,7 @@ def test_stopped_it_lets_what_is_in_flight_end_and_leaves_nothing_open(
 ) -> None:
     batch = a_batch(db, 2000, max_concurrent=20)
     with looping(tmp_path, process_settings(db, carrier_url)) as process:
-        wait(lambda: db.statuses(batch).get("completed", 0) > 20)
+        until(lambda: db.statuses(batch).get("completed", 0) > 20)
         process.send_signal(number)
         assert process.wait(60) == 0
     statuses = db.statuses(batch)
@@ -203,12 +196,12 @@ def test_killed_in_mid_run_nobody_is_called_twice_and_nothing_stays_open(db: Tes
         )
         for kill_at in (20, 60, 100):
             with looping(tmp_path, settings) as process:
-                wait(lambda at=kill_at: len(record(carrier_url)) >= at)  # type: ignore[misc]
+                until(lambda at=kill_at: len(record(carrier_url)) >= at)  # type: ignore[misc]
                 process.kill()
                 process.wait()
             let_time_pass(db, carrier_url)
         with looping(tmp_path, settings):
-            wait(lambda: db.statuses(batch) == {"completed": 150})
+            until(lambda: db.statuses(batch) == {"completed": 150})
         arrived = Counter(call["to"] for call in record(carrier_url))
         known = {row["id"] for row in db.rows("select id from calls where started_at is not null")}
         assert {call["call_id"] for call in record(carrier_url)} <= known
@@ -226,6 +219,6 @@ def let_time_pass(db: TestDatabase, carrier_url: str) -> None:
         " where datname = current_database() and application_name = 'lastcall'"
     )
     record(carrier_url)  # what was sent before has been read before
-    wait(lambda: all(call["ended_at"] is not None for call in record(carrier_url)))
+    until(lambda: all(call["ended_at"] is not None for call in record(carrier_url)))
     db.rows("update calls set lease_expires_at = now() where status = 'queued'")
     db.rows("update calls set started_at = started_at - interval '1 minute' where status = 'in_progress'")
