@@ -32,6 +32,8 @@ auth_type = trust
 auth_file = {folder}/users.txt
 logfile = {folder}/pgbouncer.log
 query_wait_timeout = 30
+; Cleaning a leased database ends its sessions. After a cut login, the next client waits this long (default: 15 s).
+server_login_retry = 1
 ignore_startup_parameters = extra_float_digits
 """
 
