@@ -49,7 +49,7 @@ def run(lab: Lab, runs: int) -> str:
                 progress(f"overload, run {turn + 1}")
                 quiet, stuck = batch(), batch()
                 timed("a cancel, when nothing else goes on", partial(_cancel, client, quiet))
-                with _stuck(lab, client):
+                with _stuck(lab, client, settings.pool_size - settings.pool_reserved):
                     timed(f"a cancel, while {CLIENTS} clients are stuck", partial(_cancel, client, stuck))
                 timed("a list, after they got through", partial(_list, client))
                 way.cut()
@@ -96,14 +96,14 @@ def _client(lab: Lab, url: str) -> Iterator[tuple[httpx2.Client, Callable[[], UU
 
 
 @contextmanager
-def _stuck(lab: Lab, client: httpx2.Client) -> Iterator[None]:
-    """Nobody can list batches, and many would."""
+def _stuck(lab: Lab, client: httpx2.Client, connections: int) -> Iterator[None]:
+    """Nobody can list batches, and many would: they hold every connection of this number."""
     waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and application_name = 'lastcall'"
     with ThreadPoolExecutor(CLIENTS) as threads:
         with lab.connect() as other, other.transaction():
             other.execute("lock table campaigns in access exclusive mode")
             lists = [threads.submit(_list, client) for _ in range(CLIENTS)]
-            while lab.owner.execute(waiting.encode()).fetchone() != (POOL_SIZE - 2,):
+            while lab.owner.execute(waiting.encode()).fetchone() != (connections,):
                 time.sleep(0.01)
             yield
         for answer in lists:
