@@ -51,6 +51,12 @@ STATS = {
         "",
         "Must be 0. Batches not over, ended in the last 24 hours or with open calls, whose counters cannot be right.",
     ),
+    "synchronous_standbys": (
+        "lastcall_synchronous_standbys",
+        "state",
+        "Synchronous standbys that each commit waits for (required) and that are there (attached). Required 0: a "
+        "failover loses the last answers.",
+    ),
 }
 """What public.service_stats tells: name of the metric, its label, its help."""
 

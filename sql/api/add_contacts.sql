@@ -35,8 +35,7 @@ begin
   end if;
   perform private.limit_requests(v_actor, 'add_contacts');
   if v_batch.status in ('completed', 'cancelled') then
-    raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
-      detail = format('{"code": "batch_already_%s"}', v_batch.status);
+    perform private.refuse_status(format('Batch is already %s', v_batch.status), 'batch_already_' || v_batch.status);
   end if;
 
   v_contacts := private.insert_contacts(v_batch, p_contacts);

@@ -50,8 +50,7 @@ begin
     v_batch.error_message := 'The import of its contacts has not finished';
     v_import.held_at := v_batch.paused_at;
   elsif v_batch.status in ('completed', 'cancelled') then
-    raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
-      detail = format('{"code": "batch_already_%s"}', v_batch.status);
+    perform private.refuse_status(format('Batch is already %s', v_batch.status), 'batch_already_' || v_batch.status);
   else
     select i.* into v_import
       from public.batch_imports i

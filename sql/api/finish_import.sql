@@ -23,8 +23,7 @@ begin
     return v_import.answer;
   end if;
   if v_batch.status in ('completed', 'cancelled') then
-    raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
-      detail = format('{"code": "batch_already_%s"}', v_batch.status);
+    perform private.refuse_status(format('Batch is already %s', v_batch.status), 'batch_already_' || v_batch.status);
   end if;
 
   v_is_empty := v_import.held_at is not null and v_batch.total_contacts = 0;

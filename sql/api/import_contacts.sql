@@ -29,8 +29,7 @@ begin
     return private.import_progress(v_import);
   end if;
   if v_batch.status in ('completed', 'cancelled') then
-    raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
-      detail = format('{"code": "batch_already_%s"}', v_batch.status);
+    perform private.refuse_status(format('Batch is already %s', v_batch.status), 'batch_already_' || v_batch.status);
   end if;
 
   select array_agg(r.row_number) filter (where r.error is not null),

@@ -3,8 +3,9 @@ create type public.ingest_webhook_result as (success boolean, event_id text);
 -- Store what a carrier reports, once, and answer at once: process_webhook_queue applies it.
 -- p_body: to the byte as it came, for the signature is over it. p_headers: a JSON object, names in lower case.
 -- An event that is told again gets the same answer again. Its id is webhook-id, or else made of the body: Ultravox's
--- signature does not cover that header, so that a replay could name another id, or the id of an event to come. One of a type that is not known is stored as ignored:
--- carriers give up endpoints that refuse.
+-- signature does not cover that header, so that a replay could name another id, or the id of an event to come.
+-- A carrier forgets an event that was answered, so the answer is durable.
+-- One of a type that is not known is stored as ignored: carriers give up endpoints that refuse.
 -- This is the one procedure for callers without a token. One who cannot show a secret of the agency changes nothing
 -- and learns nothing, not even whether there is such an agency.
 -- Raises PT413 (a body over 256 KiB), PT401 (see verify_webhook), PT400 (no such event).
@@ -54,6 +55,7 @@ begin
       detail = '{"code": "webhook_invalid"}';
   end if;
 
+  perform private.commit_durably();
   insert into public.webhook_queue (
     agency_id, event_id, event_type, payload, status, error_message, processed_at, next_retry_at)
   values (
@@ -63,6 +65,9 @@ begin
     case when not v_is_known then clock_timestamp() end,
     case when v_is_known then clock_timestamp() end)
   on conflict (agency_id, event_id) do nothing;
+  if not found then
+    perform private.commit_repeat_durably();
+  end if;
   return row(true, v_event_id);
 end;
 $$;

@@ -35,8 +35,9 @@ begin
     return jsonb_populate_record(v_result, v_answer);
   end if;
   if v_batch.status not in ('processing', 'scheduled') then
-    raise sqlstate 'PT400' using message = format('Only a processing or scheduled batch can be paused; this one is %s', v_batch.status),
-      detail = '{"code": "batch_not_pausable"}';
+    perform private.refuse_status(
+      format('Only a processing or scheduled batch can be paused; this one is %s', v_batch.status),
+      'batch_not_pausable');
   end if;
 
   v_released := private.release_queued(p_agency_id, p_batch_id, v_batch.claim_cursor, 'infinity');

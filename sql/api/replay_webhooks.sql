@@ -17,6 +17,7 @@ begin
     raise sqlstate 'PT400' using message = 'agency_id or ids is required',
       detail = '{"code": "agency_id_required"}';
   end if;
+  perform private.commit_durably();
   update public.webhook_queue q
      set status = 'pending',
          attempts = 0,

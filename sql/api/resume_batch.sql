@@ -33,8 +33,9 @@ begin
     return jsonb_populate_record(v_result, v_answer);
   end if;
   if v_batch.status not in ('paused', 'stopped') then
-    raise sqlstate 'PT400' using message = format('Only a paused or stopped batch can be resumed; this one is %s', v_batch.status),
-      detail = '{"code": "batch_not_resumable"}';
+    perform private.refuse_status(
+      format('Only a paused or stopped batch can be resumed; this one is %s', v_batch.status),
+      'batch_not_resumable');
   end if;
 
   if v_batch.scheduled_for > v_now then

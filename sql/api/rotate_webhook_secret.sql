@@ -28,6 +28,7 @@ begin
       detail = '{"code": "grace_out_of_range"}';
   end if;
 
+  perform private.commit_durably();  -- the carrier signs with a secret that was shown
   -- Of two at once, the second one sees the first one's secret.
   perform from public.agencies a where a.id = v_agency_id for no key update;
   v_now := clock_timestamp();

@@ -54,8 +54,7 @@ begin
   end if;
   perform private.limit_requests(v_actor, 'start_batch');
   if v_batch.status in ('completed', 'cancelled', 'failed') then
-    raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
-      detail = format('{"code": "batch_already_%s"}', v_batch.status);
+    perform private.refuse_status(format('Batch is already %s', v_batch.status), 'batch_already_' || v_batch.status);
   end if;
   perform private.check_numbers(p_agency_id, p_calling_numbers);
 

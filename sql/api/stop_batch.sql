@@ -46,8 +46,7 @@ begin
     return jsonb_populate_record(v_result, v_answer);
   end if;
   if v_batch.status in ('completed', 'cancelled', 'failed') then
-    raise sqlstate 'PT400' using message = format('Batch is already %s', v_batch.status),
-      detail = format('{"code": "batch_already_%s"}', v_batch.status);
+    perform private.refuse_status(format('Batch is already %s', v_batch.status), 'batch_already_' || v_batch.status);
   end if;
 
   v_result := row(p_given_id, 'stopped'::public.batch_status, 0, 0, v_batch.in_progress,

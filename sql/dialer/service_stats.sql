@@ -16,6 +16,9 @@ create type public.service_stat as (name text, label text, value double precisio
 --                            cannot be right: one is negative, they add up to more than the total, or queued and in
 --                            progress are not as many as there are open calls. private.check_counters() reads the
 --                            contacts, too.
+--   synchronous_standbys     required: how many each commit waits for. 0: a failover to a standby loses the last answers.
+--                            attached: how many are there; left out where the owner of the core may not see standbys.
+--                            With fewer than required, no change is answered.
 -- Every number is there, also where it is 0. Reads the batches that it tells of and the calls that are open, and
 -- neither contacts nor the history, however long that is; takes no lock.
 -- Raises PT401, PT403 (not a service or console).
@@ -153,7 +156,11 @@ begin
       left join counted n on n.agency_id = b.agency_id and n.batch_id = b.id
      where least(b.queued, b.in_progress, b.completed, b.failed, b.skipped) < 0
         or b.queued + b.in_progress + b.completed + b.failed + b.skipped > b.total_contacts
-        or b.queued <> coalesce(n.queued, 0) or b.in_progress <> coalesce(n.in_progress, 0);
+        or b.queued <> coalesce(n.queued, 0) or b.in_progress <> coalesce(n.in_progress, 0)
+     union all
+    select 'synchronous_standbys', s.label, s.value
+      from (values ('required', private.required_standbys()), ('attached', private.count_standbys('0/0'))) as s (label, value)
+     where s.value is not null;
 end;
 $$;
 

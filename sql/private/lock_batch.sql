@@ -59,8 +59,8 @@ comment on function private.refuse_busy(uuid, uuid) is 'Refuse a batch that anot
 
 -- The batch, locked until the transaction ends. Everyone who changes a batch or its contacts
 -- comes through here (claimers take the same lock with skip locked) before they look at
--- anything else of it: one lock, one order, no deadlock, and a status that holds. What is changed under
--- it is on disk when the reply is out, even where the database is set not to wait for that.
+-- anything else of it: one lock, one order, no deadlock, and a status that holds.
+-- The commit is durable, whatever the database's synchronous_commit is.
 -- The wait for another request is bounded (private.longest_wait).
 -- Raises PT404, PT503 (another request holds the batch), 40001 (changed meanwhile, at a stricter isolation).
 create or replace function private.lock_batch(p_agency_id uuid, p_batch_id uuid)
@@ -72,9 +72,7 @@ declare
   v_lock_timeout constant text := current_setting('lock_timeout');
   v_batch        public.call_batches;
 begin
-  if current_setting('synchronous_commit') = 'off' then
-    perform set_config('synchronous_commit', 'on', true);
-  end if;
+  perform private.commit_durably();
   -- First without the subtransaction that a refusal needs: an update under a subtransaction's lock makes a multixact.
   if current_setting('transaction_isolation') = 'read committed' then
     select b.* into v_batch

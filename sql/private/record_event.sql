@@ -1,5 +1,5 @@
 -- Write what was done to a batch into the audit trail, in the transaction that did it, and broadcast a change of
--- its status. p_batch is the batch as it was before.
+-- its status. p_batch is the batch as it was before. The commit is durable.
 -- p_response is kept only with an idempotency key. Raises PT409 (the key already named another
 -- request of the agency; the transaction is undone).
 create or replace function private.record_event(
@@ -12,6 +12,7 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform private.commit_durably();
   insert into public.batch_events (
     agency_id, batch_id, action, actor_kind, actor_id, actor_role, on_behalf_of,
     from_status, to_status, contacts, reason, request_id, idempotency_key, request, response)

@@ -45,6 +45,7 @@ def test_every_number_is_there_from_the_beginning(db: TestDatabase) -> None:
         "oldest_webhook_seconds": {"pending", "failed", "dead"},
         "calls_started_after_end": {"cancel", "stop"},
         "unbalanced_batches": {""},
+        "synchronous_standbys": {"required", "attached"},
     }
 
 
