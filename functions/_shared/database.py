@@ -86,6 +86,21 @@ class _Pipeline(psycopg.AsyncPipeline):
 class _Connection(psycopg.AsyncConnection[Any]):
     """Says in the log why it could not be made: whoever waits for one only learns that there is none."""
 
+    is_unconfirmed = False
+    """Whether a commit gave up waiting for the synchronous standby."""
+
+    @classmethod
+    async def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        try:
+            connection = await super().connect(*args, **kwargs)
+        except psycopg.OperationalError as error:
+            # Hosts, users and reasons. What is said of a URL that cannot be read may quote its password.
+            reason = " ".join(str(error).split())
+            logger.warning("no connection to the database", extra={"fields": {"reason": reason}})
+            raise
+        connection.add_notice_handler(connection._read_notice)
+        return connection
+
     @asynccontextmanager
     async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
         """A pipeline that is not nested, and whose rows are read after its end."""
@@ -93,15 +108,9 @@ class _Connection(psycopg.AsyncConnection[Any]):
         async with super().pipeline() as pipeline:
             yield pipeline
 
-    @classmethod
-    async def connect(cls, *args: Any, **kwargs: Any) -> Self:
-        try:
-            return await super().connect(*args, **kwargs)
-        except psycopg.OperationalError as error:
-            # Hosts, users and reasons. What is said of a URL that cannot be read may quote its password.
-            reason = " ".join(str(error).split())
-            logger.warning("no connection to the database", extra={"fields": {"reason": reason}})
-            raise
+    def _read_notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        if gave_up_standby(notice):
+            self.is_unconfirmed = True
 
 
 class PostgresDatabase:
@@ -118,7 +127,7 @@ class PostgresDatabase:
         self._admission = Admission(settings, self._find_agency)
         # Postgres ends what takes too long. This is for one that cannot be heard any more.
         self._deadline_s = settings.statement_timeout_ms / 1000 + settings.pool_timeout_s
-        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] | None = None
+        self._pool: AsyncConnectionPool[_Connection] | None = None
 
     async def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
         values = {name: _as_json(value) for name, value in arguments.items()}
@@ -139,6 +148,7 @@ class PostgresDatabase:
         try:
             # What has begun comes to its end, also when nobody waits for it any more: the connection is clean then.
             async with self._connection(self._admission.call(caller, procedure, arguments)) as connection:
+                connection.is_unconfirmed = False
                 with anyio.fail_after(self._deadline_s, shield=True):
                     async with connection.pipeline():
                         # Stricter, as the database may have it by default, is a conflict wherever two meet at a row.
@@ -157,6 +167,8 @@ class PostgresDatabase:
                         )
                         cursor = await connection.execute(procedure_call(procedure, arguments), arguments)
                     rows = await cursor.fetchall()
+                if connection.is_unconfirmed:
+                    raise unavailable("not_confirmed", "The synchronous standby has not confirmed this; try again")
         except (PoolTimeout, TooManyRequests, PoolClosed):
             raise no_connection() from None
         except TimeoutError:
@@ -183,7 +195,7 @@ class PostgresDatabase:
             await self._pool.close()
 
     @asynccontextmanager
-    async def _connection(self, turn: AbstractAsyncContextManager[None]) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    async def _connection(self, turn: AbstractAsyncContextManager[None]) -> AsyncIterator[_Connection]:
         # Not by the pool's `check`, which sleeps for a second or more after each connection it refuses.
         pool = await self._open_pool()
         with self._observer.operation("connection", "postgres") as wait:
@@ -202,7 +214,7 @@ class PostgresDatabase:
         stats = self._pool.get_stats()
         return {**stats, "requests_waiting": stats.get("requests_waiting", 0) + self._admission.waiting}
 
-    async def _open_pool(self) -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
+    async def _open_pool(self) -> AsyncConnectionPool[_Connection]:
         # Made on first use: serverless platforms start the app where no database is needed.
         if self._pool is None:
             self._pool = AsyncConnectionPool(
@@ -225,6 +237,12 @@ class PostgresDatabase:
             )
             await self._pool.open()
         return self._pool
+
+
+def gave_up_standby(notice: psycopg.errors.Diagnostic) -> bool:
+    """Whether the notice says that a commit gave up waiting for the synchronous standby: the wait was cancelled.
+    PostgreSQL reports success beside this warning, whose text depends on the server's language."""
+    return notice.source_function == "SyncRepWaitForLSN"
 
 
 def procedure_call(procedure: str, arguments: Iterable[str]) -> sql.Composed:

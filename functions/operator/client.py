@@ -13,7 +13,7 @@ import psycopg
 
 from .._shared.contact_file import ContactFile, FileError, read_contacts
 from .._shared.contacts_csv import ERRORS_HEADER, HEADER, contact_lines, error_lines
-from .._shared.database import UNAVAILABLE_SQLSTATES, procedure_call
+from .._shared.database import UNAVAILABLE_SQLSTATES, gave_up_standby, procedure_call
 from ..local import CommandError
 from .session import (
     CONNECT_TIMEOUT_S,
@@ -200,6 +200,8 @@ class SqlClient:
     def __init__(self, database_url: str) -> None:
         self._url = database_url
         self._connection: psycopg.Connection[Any] | None = None
+        self._is_unconfirmed = False
+        """Whether the last commit gave up waiting for the synchronous standby."""
 
     def list_batches(self, *, status: str | None = None, limit: int = 100, after: str | None = None) -> Answer:
         return self._call("list_batches", status=status, page_size=limit, after=after)
@@ -268,12 +270,15 @@ class SqlClient:
     def _call(self, procedure: str, **arguments: Any) -> Answer:
         given = _given(arguments)
         connection = self._connect()
+        self._is_unconfirmed = False
         try:
             row = connection.execute(procedure_call(procedure, given), given).fetchone()
         except psycopg.Error as error:
             if connection.closed:
                 self.close()
             raise _sql_refusal(error) from None
+        if self._is_unconfirmed:
+            raise OutOfReachError("the synchronous standby has not confirmed the change", may_be_done=True)
         assert row is not None
         answer: Answer = row[0]
         return answer
@@ -292,7 +297,12 @@ class SqlClient:
                 raise OutOfReachError(f"the database is out of reach: {error}", may_be_done=False) from None
             except psycopg.Error as error:
                 raise CommandError(f"DATABASE_URL: {error}") from None
+            self._connection.add_notice_handler(self._read_notice)
         return self._connection
+
+    def _read_notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        if gave_up_standby(notice):
+            self._is_unconfirmed = True
 
 
 def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
