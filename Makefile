@@ -65,8 +65,9 @@ soak: install  ## five minutes of everything at once, with dialers killed, and a
 fuzz: install  ## hostile input, 2,000 examples of each kind, others each time
 	FUZZ_EXAMPLES=2000 $(PYTEST) --timeout 3600 tests/fuzz
 
-prove: install  ## the promise at the carrier, at length: 100 crashes of PostgreSQL, twice; 200 stops of a dialer
-	CRASHES=100 STOPS=200 $(BIN)/pytest --timeout 3600 -k "called_twice or unread_places" tests/concurrency/test_leases.py tests/dialer/test_place_by.py
+prove: install  ## the promise, at length: 100 crashes of PostgreSQL, twice; 200 stops of a dialer; 100 failovers
+	CRASHES=100 STOPS=200 PROMOTIONS=100 $(BIN)/pytest --timeout 3600 -k "called_twice or unread_places or promotion" \
+	  tests/concurrency/test_leases.py tests/dialer/test_place_by.py tests/concurrency/test_failover.py
 
 lint: install  ## ruff, mypy, import-linter, deno
 	$(BIN)/ruff check .

@@ -82,7 +82,7 @@ class WatchedDatabase:
 
 
 def dial_settings(db: TestDatabase, **settings: Any) -> Settings:
-    return Settings(database_url=db.functions_uri, **{"pool_timeout_s": 60.0, **settings})
+    return Settings(**{"database_url": db.functions_uri, "pool_timeout_s": 60.0, **settings})
 
 
 @asynccontextmanager
