@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from datetime import datetime
 from functools import partial
 from random import Random
 from typing import Any
@@ -470,7 +471,7 @@ class Fire:
             while unknown and not self.over.is_set():  # as a client that repeats
                 key = {"Idempotency-Key": f"{user} {batch} {random.randrange(2)}"} if random.random() < 0.5 else {}
                 response = self.client.post(ENDS[status], json=body, headers=bearer(user) | key)
-                unknown = response.status_code >= 500
+                unknown = response.status_code == 503
                 if not unknown:
                     assert response.status_code == 200 or REFUSALS[status] in response.text, response.text
                     self.answers.append((batch, status, response.status_code))
@@ -513,7 +514,10 @@ class Fire:
             self.site.cluster.lose_standby()
             for _ in range(random.randrange(2, 5)):
                 self._wait(lambda: self._waiting("SyncRep", "PgSleep", "transactionid", "tuple"), "all users wait")
-                WAYS[way][0](self.site, self._sessions("SyncRep"))
+                interrupted = self._sessions("SyncRep")
+                WAYS[way][0](self.site, [pid for pid, _ in interrupted])
+                # Interrupted once more, a session that is slow to wake would lose its next request.
+                self._wait(lambda: not interrupted & self._sessions("SyncRep"), "the waits are over")  # noqa: B023
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         wait_for(lambda: condition() or self.errors, what)
@@ -522,13 +526,14 @@ class Fire:
     def _waiting(self, *events: str) -> bool:
         return len(self._sessions(*events)) >= USERS
 
-    def _sessions(self, *events: str) -> list[int]:
-        """The users' sessions that wait for one of these events."""
+    def _sessions(self, *events: str) -> set[tuple[int, datetime]]:
+        """The users' sessions that wait for one of these events: process and begin of the transaction."""
         sessions = self.site.db.rows(
-            "select pid from pg_stat_activity where application_name = 'lastcall' and wait_event = any (%s)",
+            "select pid, xact_start from pg_stat_activity"
+            " where application_name = 'lastcall' and wait_event = any (%s)",
             list(events),
         )
-        return [session["pid"] for session in sessions]
+        return {(session["pid"], session["xact_start"]) for session in sessions}
 
     def lost(self) -> list[tuple[UUID, str, int]]:
         """The answers that do not hold."""
