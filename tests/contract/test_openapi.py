@@ -335,6 +335,8 @@ def _made_codes() -> tuple[set[str], set[str]]:
                 patterns.add(code.replace("%s", "[a-z_]+"))
             else:
                 codes.add(code)
+        for code, more in re.findall(r"(?s)refuse_status\(.*?'([a-z_]+)'( \|\| [\w.]+)?\);", text):
+            (patterns if more else codes).add(f"{code}[a-z_]+" if more else code)
     assert codes >= UNREACHABLE
     return codes - UNREACHABLE, patterns
 
