@@ -25,6 +25,7 @@ from functions.app import create_app
 from functions.migrations import migrate
 from functions.postgres_server import PostgresServer
 
+from .support.constants import constants_left_as_found
 from .support.database import TestDatabase, connect, log_in_as
 from .support.leases import DatabasePool
 from .support.openapi import CheckedContext
@@ -43,6 +44,13 @@ _numbers = count()
 def pytest_configure() -> None:
     # A shell's background jobs ignore SIGINT, and so would each process that a test starts and interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def monkeypatch() -> Iterator[pytest.MonkeyPatch]:
+    """As pytest's; a test that leaves a changed constant of the program to the next test fails."""
+    with constants_left_as_found(), pytest.MonkeyPatch.context() as monkeypatch:
+        yield monkeypatch
 
 
 @pytest.fixture(autouse=True)

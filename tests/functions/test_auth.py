@@ -279,8 +279,8 @@ def test_a_refusal_says_what_is_wrong_in_the_functions_own_envelope(
 
 
 @pytest.fixture
-def keys() -> Iterator[KeyServer]:
-    with key_server() as server:
+def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[KeyServer]:
+    with key_server(monkeypatch) as server:
         yield server
 
 

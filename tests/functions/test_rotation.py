@@ -55,9 +55,11 @@ def test_the_secret_that_signs_tokens_is_replaced_and_no_user_is_refused(setting
         assert [is_user(client, old), is_user(client, new)] == [False, True]
 
 
-def test_a_secret_is_replaced_by_published_keys_and_no_user_is_refused(settings: Settings) -> None:
+def test_a_secret_is_replaced_by_published_keys_and_no_user_is_refused(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = new_key("a")
-    with key_server() as keys:
+    with key_server(monkeypatch) as keys:
         keys.publish(key)
         published = {"jwt_secret": None, "supabase_url": keys.url}
         with serving(settings, **published, jwt_secret_previous=OLD) as client:

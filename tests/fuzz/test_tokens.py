@@ -93,16 +93,16 @@ def secret_client() -> Iterator[TestClient]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def keys() -> Iterator[KeyServer]:
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[KeyServer]:
     """For hostile keys alone."""
-    with key_server() as keys:
+    with key_server(monkeypatch) as keys:
         yield keys
 
 
-@pytest.fixture(scope="module")
-def keys_client() -> Iterator[TestClient]:
-    with key_server() as keys:
+@pytest.fixture
+def keys_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    with key_server(monkeypatch) as keys:
         keys.publish(KEY, RSA_KEY)
         with client_of(Settings(database_url=NO_DATABASE, supabase_url=keys.url, jwt_issuer=ISSUER)) as client:
             yield client

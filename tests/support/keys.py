@@ -87,8 +87,12 @@ class KeyServer:
 
 
 @contextmanager
-def key_server() -> Iterator[KeyServer]:
-    """A key server, which services wait for as long as a slow machine may need."""
+def key_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KeyServer]:
+    """A key server, which services wait for as long as a slow machine may need.
+
+    monkeypatch: the test's, whose changes are undone in the opposite order.
+    """
+    monkeypatch.setattr(JwksCache, "TIMEOUT_S", 60.0)
     state = KeyServer()
     ended = threading.Event()
 
@@ -109,8 +113,7 @@ def key_server() -> Iterator[KeyServer]:
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JwksCache, "TIMEOUT_S", 60.0)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         state.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
