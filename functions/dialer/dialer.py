@@ -49,8 +49,6 @@ LOOK_UP = 20
 """Calls that the carrier is asked about at a time."""
 MAX_HOLD_S = 60.0
 """Most seconds for which a carrier that takes no calls is left alone."""
-RECORD_WITHIN_S = 5.0
-"""Seconds in which what is known must be recorded when the dialer ends."""
 RECOVER_S = 0.5
 """Seconds that a loop waits after an error that nobody expected; twice as long after each further one."""
 MAX_RECOVER_S = 30.0
@@ -85,6 +83,9 @@ class UnreadableCall(msgspec.Struct, frozen=True):
 
 class Dialer:
     """Dials whatever batch there is."""
+
+    RECORD_WITHIN_S = 5.0
+    """Seconds in which what is known must be recorded when the dialer ends."""
 
     def __init__(self, database: Database, carrier: Carrier, settings: Settings, observer: Observer = NOBODY) -> None:
         self._observer = observer
@@ -335,7 +336,7 @@ class Dialer:
                 async with asyncio.timeout(within_s):
                     while tasks := {*self._starts, *self._placements}:
                         await asyncio.wait(tasks)
-            await self._recorder.drain(RECORD_WITHIN_S)
+            await self._recorder.drain(self.RECORD_WITHIN_S)
             left = [*self._starts, *self._placements]
             for task in left:
                 task.cancel()

@@ -244,9 +244,9 @@ def test_an_exhausted_pool_shows_and_does_not_hide_the_databases_own_numbers(
     assert after.value("lastcall_connection_wait_seconds_count") == 3
 
 
-def test_fetches_of_keys_are_counted(settings: Settings) -> None:
+def test_fetches_of_keys_are_counted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     key = new_key("k")
-    with key_server() as keys:
+    with key_server(monkeypatch) as keys:
         of = replace(settings, jwt_secret=None, supabase_url=keys.url)
         keys.fail()
         with scraped(of) as (client, url):
@@ -486,12 +486,12 @@ def expressions(file: str) -> list[str]:
 
 @pytest.mark.parametrize(("file", "number"), [("grafana.json", 40), ("alerts.yaml", 10)])
 def test_every_metric_and_label_that_is_shown_is_told(
-    settings: Settings, db: TestDatabase, file: str, number: int
+    settings: Settings, db: TestDatabase, monkeypatch: pytest.MonkeyPatch, file: str, number: int
 ) -> None:
     """Of a service and of a dialer that have seen a little of everything."""
     case = Case(db)
     carrier = ScriptedCarrier(answer)
-    with key_server() as keys:
+    with key_server(monkeypatch) as keys:
         of = replace(settings, jwt_secret=None, supabase_url=keys.url)
         with scraped(of) as (client, url):
             client.post(CANCEL, json={}, headers={"Authorization": f"Bearer {new_key('k').token(uuid4())}"})

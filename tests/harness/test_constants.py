@@ -14,7 +14,7 @@ pytestmark = pytest.mark.one_postgres
 
 @pytest.mark.parametrize(
     ("holder", "constant"),
-    [(JwksCache, "TIMEOUT_S"), (dialer, "RECORD_WITHIN_S")],
+    [(JwksCache, "TIMEOUT_S"), (dialer, "LEASE_S")],
     ids=["of a class", "of a module"],
 )
 def test_a_constant_that_a_test_leaves_changed_is_named(

@@ -9,12 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
-
 from functions._shared.auth import Caller
 from functions._shared.database import Database, connect_database
 from functions._shared.settings import Settings
-from functions.dialer import dialer
 from functions.dialer.carrier import Call, Ended, GoingOn, OpenCall
 from functions.dialer.dialer import Dialer
 from functions.dialer.place_by import PlaceBy
@@ -90,12 +87,12 @@ async def a_dialer(db: TestDatabase, carrier: Any, **settings: Any) -> AsyncIter
     """A dialer that does nothing yet, and that a slow machine is given the time to record everything."""
     of = dial_settings(db, **settings)
     database = WatchedDatabase(connect_database(of))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dialer, "RECORD_WITHIN_S", 60.0)
-        try:
-            yield Dialer(database, carrier, of), database
-        finally:
-            await database.close()
+    dialer = Dialer(database, carrier, of)
+    dialer.RECORD_WITHIN_S = 60.0
+    try:
+        yield dialer, database
+    finally:
+        await database.close()
 
 
 @asynccontextmanager
