@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 from collections.abc import Iterator
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpcore2
 import psycopg
 import pytest
 from starlette.testclient import TestClient
@@ -44,6 +47,15 @@ _numbers = count()
 def pytest_configure() -> None:
     # A shell's background jobs ignore SIGINT, and so would each process that a test starts and interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def authorities_are_read_once() -> Iterator[None]:
+    """A worker's HTTP clients share the certificates of the public authorities, which take 25 ms to read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))
+        patch.setattr(httpcore2, "default_ssl_context", cache(httpcore2.default_ssl_context))
+        yield
 
 
 @pytest.fixture
