@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUPABASE_CLI_VERSION := 3.1.0
 # More workers than cores: many tests wait, for a process or for a lock.
-WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) * 2)))
+WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) * 3)))
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 export DENO_DIR := $(CURDIR)/$(VENV)/deno
 

@@ -52,9 +52,13 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def authorities_are_read_once() -> Iterator[None]:
     """A worker's HTTP clients share the certificates of the public authorities, which take 25 ms to read."""
+    default_ssl_context = httpcore2.default_ssl_context
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))
-        patch.setattr(httpcore2, "default_ssl_context", cache(httpcore2.default_ssl_context))
+        by_file = cache(lambda _file, **given: default_ssl_context(**given))
+        patch.setattr(
+            httpcore2, "default_ssl_context", lambda **given: by_file(os.environ.get("SSL_CERT_FILE"), **given)
+        )
         yield
 
 
