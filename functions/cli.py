@@ -97,8 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="pause, cancel and stop batches in mid-flight, and prove it",
         description="Create and dial two batches of contacts on the embedded PostgreSQL; in mid-flight, over HTTP, "
-        "pause, resume and cancel one and stop the other; verify that no call started after the replies, and that "
-        "every call and contact is accounted for. Exit status 1 if not.",
+        "pause, resume and cancel one and stop the other; verify by the carrier's record that the batches fell silent "
+        "as promised, and that every call and contact is accounted for. Exit status 1 if not.",
     )
     demo.add_argument("--contacts", type=int, default=5000, metavar="N", help="contacts per batch (default 5000)")
     demo.add_argument("--keep", action="store_true", help="go on serving, and print curl commands to try")

@@ -1,10 +1,6 @@
 """Whether the promise was kept: judged from the reply, the carrier's record and the database.
 
-"No call starts after the reply" is a statement about start_call, the last gate before the carrier:
-none commits after the cancel or stop has returned. A call that passed the gate before is in
-progress and finishes, even if its request was still on its way to the carrier when the reply
-came. So an arrival at the carrier after the reply counts against the promise unless the database
-shows, twice, that its start_call came before:
+At the gate, no call passes start_call after the reply. The database shows it, twice:
 
 - by transactions: the call was there, started, when the database was looked at right after the reply;
 - by time: start_call reads the clock for calls.started_at, and cancel and stop read it for their line
@@ -12,7 +8,10 @@ shows, twice, that its start_call came before:
   call's time is the earlier one.
 
 A call that fails either counts as started after the reply, whether it reached the carrier or not.
-Arrivals after the reply of calls that pass both are told, and decide nothing.
+
+At the carrier, a call that had passed start_call before may still arrive until the place-by time is
+over, and none arrives after a reply that waited for silence. Every arrival of the carrier's record
+counts, and nothing is subtracted.
 
 A pause is judged alike, from its reply to the request to resume: what the database shows, by
 transactions, just before that request, and whatever start_call let through, by time, in between.
@@ -47,6 +46,8 @@ class Reply:
     """The calls of the batch that start_call had let through, as the database showed just before the request."""
     started_calls: frozenset[CallName]
     """The same, right after the reply."""
+    silent_within_s: float
+    """For how many seconds after the reply calls may still reach the carrier, as promised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +94,7 @@ def judge(ended: str, contacts: int, reply: Reply, record: Sequence[CarrierCall]
     ended: the batch status that the request was for, cancelled or stopped. contacts: how many the batch
     was given. record: the carrier's, of this batch.
     """
-    late = [call for call in record if call.arrived_at > reply.replied_at]
     started_before = {name for name in reply.started_calls if books.started.get(name)}
-    on_their_way = [call for call in late if call.name in started_before]
     started_late = len(books.started.keys() - started_before)
     strangers = sum(call.name not in books.started for call in record)
     repeated = sum(n - 1 for n in Counter(call.name for call in record).values())
@@ -104,7 +103,8 @@ def judge(ended: str, contacts: int, reply: Reply, record: Sequence[CarrierCall]
     told = reply.contacts_skipped
     skipped = books.contacts.get("skipped", 0)
     checks = [
-        _nothing_started("after the reply", len(late) - len(on_their_way), started_late),
+        _nothing_started("after the reply", started_late),
+        _silent("after the reply", reply, record),
         Check(
             strangers == repeated == 0,
             f"calls at the carrier: {len(record):,}, of which {strangers} never passed start_call, "
@@ -130,7 +130,7 @@ def judge(ended: str, contacts: int, reply: Reply, record: Sequence[CarrierCall]
             + f"; the database: {books.status}, {skipped:,} skipped",
         ),
     ]
-    return Verdict(checks=checks, notes=_notes(reply, record, on_their_way))
+    return Verdict(checks=checks, notes=_notes(reply, record))
 
 
 def judge_pause(
@@ -145,13 +145,13 @@ def judge_pause(
     record: the carrier's, of this batch. started: the calls that start_call let through in all.
     started_while_paused: those of between the pause and the resume, by time.
     """
+    between = "between the pause's reply and the resume's request"
     started_late = (resume.started_before - pause.started_calls) | started_while_paused
-    arrived = [call for call in record if pause.replied_at < call.arrived_at < resume.sent_at]
-    arrived_late = sum(call.name in started_late or call.name not in pause.started_calls for call in arrived)
     went_on = len(set(started) - resume.started_before)
     return Verdict(
         checks=[
-            _nothing_started("between the pause's reply and the resume's request", arrived_late, len(started_late)),
+            _nothing_started(between, len(started_late)),
+            _silent(between, pause, [call for call in record if call.arrived_at < resume.sent_at]),
             Check(
                 (pause.status_code, pause.batch_status) == (200, "paused")
                 and (resume.status_code, resume.batch_status) == (200, "processing")
@@ -169,10 +169,19 @@ def events_to_tell(record: Sequence[CarrierCall]) -> int:
     return sum(2 if call.joined_at_utc is None else 3 for call in record)
 
 
-def _nothing_started(when: str, arrived_late: int, started_late: int) -> Check:
+def _nothing_started(when: str, started_late: int) -> Check:
+    return Check(started_late == 0, f"calls that passed start_call {when}: {started_late}")
+
+
+def _silent(when: str, reply: Reply, record: Sequence[CarrierCall]) -> Check:
+    after = [call.arrived_at - reply.replied_at for call in record if call.arrived_at > reply.replied_at]
+    latest_s = max(after, default=0.0)
+    promised = f"none after {_ms(reply.silent_within_s)}" if reply.silent_within_s else "none, since the reply waited"
     return Check(
-        arrived_late == started_late == 0,
-        f"calls started {when}: {arrived_late} by the carrier's record, {started_late} by the database",
+        latest_s <= reply.silent_within_s,
+        f"calls that reached the carrier {when}: {len(after)}"
+        + (f", the last after {_ms(latest_s)}" if after else "")
+        + f" (promised: {promised})",
     )
 
 
@@ -198,19 +207,9 @@ def _webhooks_applied(record: Sequence[CarrierCall], books: Books) -> Check:
     )
 
 
-def _notes(reply: Reply, record: Sequence[CarrierCall], on_their_way: Sequence[CarrierCall]) -> list[str]:
-    going_on = [
-        call
-        for call in record
-        if call.arrived_at <= reply.replied_at and (call.ended_at is None or call.ended_at > reply.replied_at)
-    ]
-    notes = [f"calls in progress at the reply, left to end by themselves: {len(going_on) + len(on_their_way)}"]
-    if on_their_way:
-        latest = max(call.arrived_at for call in on_their_way) - reply.replied_at
-        notes.append(
-            f"{len(on_their_way)} of them had passed start_call before, and reached the carrier up to "
-            f"{_ms(latest)} after the reply"
-        )
+def _notes(reply: Reply, record: Sequence[CarrierCall]) -> list[str]:
+    going_on = [call for call in record if call.ended_at is None or call.ended_at > reply.replied_at]
+    notes = [f"calls in progress at the reply, left to end by themselves: {len(going_on)}"]
     notes.append(f"request to reply: {_request_to_reply(reply)}")
     silence = max((call.arrived_at for call in record), default=reply.sent_at) - reply.sent_at
     notes.append(
