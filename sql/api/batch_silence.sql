@@ -3,14 +3,14 @@ create type public.batch_silence_result as (
   status            public.batch_status,
   is_silent         boolean,              -- no call of the batch can start, at the gate or at the carrier
   silent_since      timestamptz,          -- since then at the latest; null: not silent
-  silent_by         timestamptz,          -- when calls_starting will be 0 at the latest; null: no call is starting
-  calls_starting    integer,              -- let through, not known to be at the carrier, and still in time to get there
+  silent_by         timestamptz,          -- when calls_starting will be 0 at the latest; null: no call is starting, or unknown
+  calls_starting    integer,              -- let through, and still in time to get to the carrier or queued there
   calls_in_progress integer               -- let through and not over, with those that are starting
 );
 
 -- Whether calls of a batch can still start, and which are in progress.
 -- A batch is silent when it is paused, stopped or over and none of its calls is starting. silent_since is the later of
--- two times, neither of them ahead: when the batch was ended, and when its last request could leave for the carrier.
+-- two times, neither of them ahead: when the batch was ended, and when the last of its calls could start.
 -- p_batch_id: a UUID, or with p_user_id or for services an external id (see private.find_user_batch).
 -- Raises PT401, PT403 (of no agency; neither that user nor an owner or admin), PT404 (no such batch of the agency, or
 -- of the user), PT400 (an id is missing).
@@ -49,7 +49,10 @@ begin
   v_result.calls_in_progress := v_batch.in_progress;
   v_result.is_silent := v_result.calls_starting = 0
     and v_batch.status in ('paused', 'stopped', 'completed', 'failed', 'cancelled');
-  v_result.silent_by := case when v_result.calls_starting > 0 then v_batch.place_by end;
+  v_result.silent_by := case when v_result.calls_starting > 0 and v_batch.place_by > clock_timestamp() and not exists (
+      select from public.calls c
+       where c.agency_id = v_batch.agency_id and c.batch_id = v_batch.id
+         and c.status in ('in_progress', 'unknown') and c.carrier_queued) then v_batch.place_by end;
   v_result.silent_since := case when v_result.is_silent then least(clock_timestamp(), greatest(
     case v_batch.status when 'paused' then v_batch.paused_at
                         when 'stopped' then v_batch.stopped_at

@@ -3,11 +3,12 @@ create type public.stop_batch_result as (
   status            public.batch_status,
   contacts_released integer,              -- taken out of the call queue, to be called when resumed
   contacts_skipped  integer,              -- with skip_remaining
-  calls_in_progress integer,              -- let through by start_call and not over: these finish
+  calls_in_progress integer,              -- let through by start_call and not over
   calls_starting    integer               -- of these, how many the carrier may get only now (see public.batch_silence)
 );
 
--- Stop a batch: no further call starts, the call queue is emptied, calls in progress finish.
+-- Stop a batch: no further call starts, the call queue is emptied. Calls in progress finish, or end at once with
+-- p_end_calls.
 -- Contacts stay, and the batch can be resumed; with p_skip_remaining those not yet
 -- called are skipped. Stopping a stopped batch again is a success, and reads no contacts unless the counters tell of
 -- some to release or skip. The batch and user come from private.find_user_batch and are checked again here.
@@ -16,7 +17,7 @@ create type public.stop_batch_result as (
 -- Contract: stop-calling.
 create or replace function private.stop_batch(
   p_agency_id uuid, p_batch_id uuid, p_user_id uuid, p_given_id text, p_skip_remaining boolean,
-  p_idempotency_key text, p_reason text)
+  p_idempotency_key text, p_reason text, p_end_calls boolean)
 returns public.stop_batch_result
 language plpgsql volatile
 security definer  -- callers hold no table grants; this is their only door
@@ -27,7 +28,8 @@ declare
   v_batch   public.call_batches;
   v_request jsonb := jsonb_build_object(
     'procedure', 'stop_batch', 'given_id', p_given_id, 'batch_id', p_batch_id, 'user_id', p_user_id,
-    'skip_remaining', p_skip_remaining, 'reason', p_reason, 'actor', v_actor.id);
+    'skip_remaining', p_skip_remaining, 'reason', p_reason, 'actor', v_actor.id)
+    || case when p_end_calls then '{"end_calls": true}' else '{}' end::jsonb;
   v_answer  jsonb;
   v_result  public.stop_batch_result;
 begin
@@ -73,22 +75,27 @@ begin
     v_result.contacts_skipped + v_result.contacts_released,
     p_on_behalf_of => p_user_id, p_reason => p_reason, p_idempotency_key => p_idempotency_key,
     p_request => v_request, p_response => to_jsonb(v_result));
+  if p_end_calls then
+    v_batch.status := v_result.status;
+    perform private.hang_up_calls(p_agency_id, v_batch, v_actor, p_reason);
+  end if;
   return v_result;
 end;
 $$;
 
-revoke execute on function private.stop_batch(uuid, uuid, uuid, text, boolean, text, text) from public;
-grant  execute on function private.stop_batch(uuid, uuid, uuid, text, boolean, text, text) to authenticated, service_role, lastcall_admin;
-comment on function private.stop_batch(uuid, uuid, uuid, text, boolean, text, text) is 'public.stop_batch, for a batch and user of a known agency.';
+revoke execute on function private.stop_batch(uuid, uuid, uuid, text, boolean, text, text, boolean) from public;
+grant  execute on function private.stop_batch(uuid, uuid, uuid, text, boolean, text, text, boolean) to authenticated, service_role, lastcall_admin;
+comment on function private.stop_batch(uuid, uuid, uuid, text, boolean, text, text, boolean) is 'public.stop_batch, for a batch and user of a known agency.';
 
 -- The door to private.stop_batch for users, services and consoles; these two may leave the user out.
 -- batch_id, user_id: UUIDs or external ids.
 -- skip_remaining: end the batch early, its contacts not yet called become skipped.
 -- idempotency_key: a repeat with the same key and arguments gets the first answer again.
 -- reason: kept in the audit trail.
+-- end_calls: the carrier hangs up the calls in progress.
 create or replace function public.stop_batch(
   batch_id text default null, user_id text default null, skip_remaining boolean default false,
-  idempotency_key text default null, reason text default null)
+  idempotency_key text default null, reason text default null, end_calls boolean default false)
 returns public.stop_batch_result
 language sql volatile
 security invoker
@@ -97,12 +104,13 @@ set default_transaction_isolation = 'read committed'  -- by PostgREST, for its t
 set statement_timeout = '5min'  -- by PostgREST, instead of the role's: the time grows with the batch
 as $$
   select private.stop_batch(
-           t.agency_id, t.batch_id, t.user_id, $1, coalesce(skip_remaining, false), idempotency_key, reason)
+           t.agency_id, t.batch_id, t.user_id, $1, coalesce(skip_remaining, false), idempotency_key, reason,
+           coalesce(end_calls, false))
     from private.find_user_batch($1, $2) t
 $$;
 
-revoke execute on function public.stop_batch(text, text, boolean, text, text) from public, anon;
-grant  execute on function public.stop_batch(text, text, boolean, text, text) to authenticated, service_role, lastcall_admin;
+revoke execute on function public.stop_batch(text, text, boolean, text, text, boolean) from public, anon;
+grant  execute on function public.stop_batch(text, text, boolean, text, text, boolean) to authenticated, service_role, lastcall_admin;
 grant  execute on function private.find_user_batch(text, text) to authenticated, service_role, lastcall_admin;
-comment on function public.stop_batch(text, text, boolean, text, text) is
+comment on function public.stop_batch(text, text, boolean, text, text, boolean) is
   'Stop a call batch: its queue is emptied, calls in progress finish; it can be resumed.';

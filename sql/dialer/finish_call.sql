@@ -10,6 +10,8 @@
 -- A call is missing when the carrier was asked, by carrier_call_id if that was known, and has no such call. One that it
 -- never confirmed was not placed: it failed, outcome not_placed. One that it had is completed, outcome lost: nobody is
 -- called again because of it. One that it confirmed since it was asked is left as it is.
+-- A call that the carrier withdrew from its queue (outcome withdrawn) was no attempt either. The outcome of a call that
+-- list_calls_to_end gave because somebody asked for its end is hung_up, if the carrier dialed it.
 -- A result for a call that is not in progress (told twice, never started) changes nothing.
 -- Returns a row for each object, in their order.
 -- Raises PT401, PT403 (not a service or console), PT404, PT400 (not such an array).
@@ -31,6 +33,7 @@ declare
   v_completed integer := 0;
   v_failed    integer := 0;
   v_retried   integer := 0;
+  v_last      timestamptz;
 begin
   perform private.require_service();
   if not private.names_calls(p_results) or exists (
@@ -55,7 +58,9 @@ begin
            case when r.status <> 'missing' then r.outcome
                 when r.carrier_call_id is null then 'not_placed'
                 else 'lost' end as outcome,
-           r.status = 'failed' and not coalesce(r.counted, true) as is_no_attempt,
+           r.status = 'failed' and (coalesce(r.outcome = 'withdrawn', false) or not coalesce(r.counted, true)) as is_no_attempt,
+           r.status in ('completed', 'failed') and r.carrier_call_id is not null
+             and r.outcome is distinct from 'withdrawn' as was_dialed,
            case when r.duration_seconds is not null
              then least(greatest(round(r.duration_seconds), 0), 2147483647)::integer end as duration_seconds
       from jsonb_to_recordset(p_results) as r (
@@ -65,8 +70,11 @@ begin
     update public.calls c
        set status = v_result.status,
            ended_at = case when v_result.status <> 'unknown' then v_now end,
-           outcome = v_result.outcome,
+           outcome = case when v_result.was_dialed and c.hang_up and c.end_asked_at is not null then 'hung_up'
+                          else v_result.outcome end,
            duration_seconds = v_result.duration_seconds,
+           place_by = case when c.carrier_queued and v_result.status <> 'unknown' then v_now else c.place_by end,
+           carrier_queued = c.carrier_queued and v_result.status = 'unknown',
            carrier_call_id = coalesce(v_result.carrier_call_id, c.carrier_call_id)
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_result.call_id
        and c.lease is not distinct from v_result.lease
@@ -81,12 +89,13 @@ begin
     end if;
     return next (v_result.call_id, v_result.lease, 'changed')::public.reported_call;
     continue when v_result.status = 'unknown';
+    v_last := greatest(v_last, v_call.place_by);
 
     select case when v_result.status = 'completed' then 'completed'
                 when v_batch.status <> 'cancelled' and not v_batch.skip_remaining
                  and (v_result.is_no_attempt
                       or c.attempts < c.max_attempts
-                     and (v_batch.retry_outcomes is null or v_result.outcome = any (v_batch.retry_outcomes)))
+                     and (v_batch.retry_outcomes is null or v_call.outcome = any (v_batch.retry_outcomes)))
                   then 'scheduled'
                 else 'failed' end::public.contact_status
       into v_contact
@@ -97,7 +106,7 @@ begin
            attempts = c.attempts - v_result.is_no_attempt::integer,
            due_at = case when v_contact = 'scheduled' then v_retry_at end,
            completed_at = case when v_contact <> 'scheduled' then v_now end,
-           outcome = v_result.outcome,
+           outcome = v_call.outcome,
            outcome_notes = v_result.notes,
            duration_seconds = v_result.duration_seconds
      where c.agency_id = p_agency_id and c.batch_id = p_batch_id and c.id = v_call.contact_id;
@@ -110,6 +119,7 @@ begin
      set in_progress = b.in_progress - v_completed - v_failed - v_retried,
          completed = b.completed + v_completed,
          failed = b.failed + v_failed,
+         place_by = greatest(b.place_by, v_last),
          next_claim_at = case when v_retried > 0 then least(b.next_claim_at, v_retry_at) else b.next_claim_at end
    where b.agency_id = p_agency_id and b.id = p_batch_id and v_completed + v_failed + v_retried > 0;
 end;

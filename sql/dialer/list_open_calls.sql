@@ -6,8 +6,23 @@ create type public.open_call as (
   status          public.call_status,
   carrier_call_id text,
   age_seconds     double precision,  -- since start_call let it through
-  lease           uuid               -- null: claimed before leases had names
+  lease           uuid,              -- null: claimed before leases had names
+  carrier_queued  boolean,           -- the carrier was not heard to dial it yet
+  hang_up         boolean            -- somebody asked for its end
 );
+
+-- A call, as dialers are told it.
+create or replace function private.open_call(p_call public.calls, p_now timestamptz)
+returns public.open_call
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select (p_call.agency_id, p_call.batch_id, p_call.id, p_call.contact_id, p_call.status, p_call.carrier_call_id,
+          extract(epoch from p_now - p_call.started_at), p_call.lease, p_call.carrier_queued, p_call.hang_up)::public.open_call
+$$;
+
+revoke execute on function private.open_call(public.calls, timestamptz) from public;
+comment on function private.open_call(public.calls, timestamptz) is 'A call, as dialers are told it.';
 
 -- The calls to ask the carrier about: those that are unknown, and those in progress for longer than
 -- older_than_seconds or than their agent lets a call last. A call that was given is not given again for
@@ -57,8 +72,7 @@ begin
     update public.calls c
        set checked_at = v_now
      where c.agency_id = v_call.agency_id and c.batch_id = v_call.batch_id and c.id = v_call.id;
-    return next (v_call.agency_id, v_call.batch_id, v_call.id, v_call.contact_id, v_call.status,
-                 v_call.carrier_call_id, extract(epoch from v_now - v_call.started_at), v_call.lease)::public.open_call;
+    return next private.open_call(v_call, v_now);
   end loop;
 end;
 $$;

@@ -5,7 +5,7 @@ create type private.webhook_outcome as (id bigint, status public.webhook_status,
 
 -- Apply events to the calls of one batch, in a group: one change of the batch's counters.
 -- Returns what became of each, or null, without waiting, when someone else holds the batch.
---   call.started, call.joined   the carrier has the call: confirm_call
+--   call.started, call.joined   the carrier dials the call: confirm_call
 --   call.ended                  its result: finish_call, with its rules of when a contact is called again
 --     joined is given           completed, outcome answered, its duration from joined to ended
 --     endReason unjoined        failed, outcome no_answer

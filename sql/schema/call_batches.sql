@@ -73,4 +73,4 @@ comment on column public.call_batches.max_concurrent is 'Most contacts queued or
 comment on column public.call_batches.skip_remaining is 'The batch was ended early: a failed call is not retried.';
 comment on column public.call_batches.claim_cursor is 'Contacts up to this id were claimed, or come back by their due_at.';
 comment on column public.call_batches.next_claim_at is 'No contact can be claimed before this time; null: until one comes back.';
-comment on column public.call_batches.place_by is 'When the last request of its calls so far could leave for the carrier.';
+comment on column public.call_batches.place_by is 'When the last of its calls so far could start: its request could leave, or it left the carrier''s queue.';

@@ -19,6 +19,9 @@ create table public.calls (
   checked_at       timestamptz,
   lease            uuid,
   place_by         timestamptz,
+  carrier_queued   boolean not null default false,
+  hang_up          boolean not null default false,
+  end_asked_at     timestamptz,
   primary key (agency_id, batch_id, id),
   -- None to the contact: deleting a batch of a million would look for each contact's calls.
   foreign key (agency_id, batch_id) references public.call_batches (agency_id, id) on delete cascade
@@ -39,3 +42,7 @@ comment on column public.calls.lease is
   'Random, one for each claim: with the id, the name of the call. Null: claimed before leases had names.';
 comment on column public.calls.place_by is
   'Until when the request for the call may leave for the carrier. Null: not started, or started before calls had it.';
+comment on column public.calls.carrier_queued is
+  'The carrier has accepted the call and was not heard to dial it yet.';
+comment on column public.calls.hang_up is 'Somebody asked for the end of the call, whatever it does.';
+comment on column public.calls.end_asked_at is 'When list_calls_to_end last gave the call.';

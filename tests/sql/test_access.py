@@ -38,7 +38,7 @@ SERVICE = PEOPLE | {
     for name in (
         "claim_contacts", "start_call", "confirm_call", "finish_call", "release_expired_leases", "process_batches",
         "ingest_webhook", "process_webhook_queue", "purge_webhook_queue",
-        "next_claim_in", "list_open_calls", "service_stats",
+        "next_claim_in", "list_open_calls", "list_calls_to_end", "service_stats",
     )
 } | {"private.check_counters", "private.recount_batch"}  # fmt: skip
 EXECUTE = {
@@ -236,12 +236,12 @@ def test_nobody_but_an_admin_reads_idempotency_keys(db: TestDatabase, role: str)
         ),
         ("select private.import_contacts(%s, %s, %s, '[{\"row\": 3}]')", ["agency", "batch", "import"]),
         ("select private.finish_import(%s, %s, %s)", ["agency", "batch", "import"]),
-        ("select private.cancel_batch(%s, %s, null, null)", ["agency", "batch"]),
+        ("select private.cancel_batch(%s, %s, null, null, false)", ["agency", "batch"]),
         ("select private.pause_batch(%s, %s, null, null)", ["agency", "batch"]),
         ("select private.resume_batch(%s, %s, null, null)", ["agency", "batch"]),
-        ("select private.stop_batch(%s, %s, %s, '', false, null, null)", ["agency", "batch", "me"]),
-        ("select private.stop_batch(%s, %s, %s, '', false, null, null)", ["agency", "batch", "them"]),
-        ("select private.stop_batch(%s, %s, null, '', true, null, null)", ["agency", "batch"]),
+        ("select private.stop_batch(%s, %s, %s, '', false, null, null, false)", ["agency", "batch", "me"]),
+        ("select private.stop_batch(%s, %s, %s, '', false, null, null, false)", ["agency", "batch", "them"]),
+        ("select private.stop_batch(%s, %s, null, '', true, null, null, false)", ["agency", "batch"]),
     ],
 )
 def test_ids_guessed_right_reach_nothing_of_another_agency(db: TestDatabase, call: str, values: list[str]) -> None:
@@ -266,6 +266,7 @@ def test_ids_guessed_right_reach_nothing_of_another_agency(db: TestDatabase, cal
     [
         "claim_contacts()", "process_batches()", "release_expired_leases()", "start_call(%(batch)s, '{1}', %(agency)s)",
         "finish_call(%(batch)s, '[]')", "confirm_call(%(batch)s, '[]')", "next_claim_in()", "list_open_calls()",
+        "list_calls_to_end()",
         "private.start_call(%(agency)s, %(batch)s, '{1}', %(agency)s, 2)", "private.check_counters()",
         "private.recount_batch(%(batch)s)", "private.lock_batch(%(agency)s, %(batch)s)",
         "private.skip_remaining(%(agency)s, %(batch)s, '')", "process_webhook_queue()", "purge_webhook_queue()",
@@ -288,7 +289,7 @@ def test_the_dialers_side_refuses_people_even_where_a_grant_slipped_through(db: 
     before = db.state()
     for call in ("claim_contacts()", "process_batches()", "release_expired_leases()", "private.recount_batch(%(b)s)",
                  "start_call(%(b)s, '{1}', %(b)s)", "finish_call(%(b)s, '[]')", "confirm_call(%(b)s, '[]')",
-                 "next_claim_in()", "list_open_calls()",
+                 "next_claim_in()", "list_open_calls()", "list_calls_to_end()",
                  "process_webhook_queue()", "purge_webhook_queue()"):  # fmt: skip
         with db.as_user(user) as connection, pytest.raises(psycopg.Error) as refused:
             connection.execute(f"select {call}", {"b": batch})

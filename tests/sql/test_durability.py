@@ -38,6 +38,7 @@ DURABLE = {
 UNDONE_WITHOUT_HARM = {
     "claim_contacts",  # start_call lets no call through whose lease is gone
     "release_expired_leases",  # run again every second
+    "list_calls_to_end",  # tells the carrier once more
     "list_open_calls",  # asks the carrier once more
     "purge_webhook_queue",  # run again every day
     "export_contacts",  # counts towards a limit

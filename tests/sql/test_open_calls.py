@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
 
 from ..support.database import TestDatabase
-
-
-def in_progress(db: TestDatabase, number: int, **columns: Any) -> tuple[UUID, list[int]]:
-    """A batch with so many calls in progress, and their ids."""
-    agency = db.agency()
-    batch = db.batch(agency, agent_mapping_id=db.calling(agency)["agent_mapping_id"], **columns)
-    db.contacts(batch, pending=number)
-    ids = [row["call_id"] for row in db.rows("select call_id from claim_contacts(%s, 60, %s)", number, batch)]
-    db.start_calls(batch, ids)
-    return batch, ids
 
 
 def age(db: TestDatabase, seconds: int, calls: list[int]) -> None:
@@ -30,7 +19,7 @@ def listed(db: TestDatabase, older_than: int = 300, most: int = 100) -> list[int
 
 
 def test_unknown_calls_and_those_in_progress_for_long_are_listed(db: TestDatabase) -> None:
-    batch, (unknown, old, _young, over) = in_progress(db, 4)
+    batch, (unknown, old, _young, over) = db.in_progress(4)
     db.finish_calls(batch, [unknown], "unknown")
     age(db, 301, [old, over])
     db.finish_calls(batch, [over], "completed")
@@ -46,7 +35,7 @@ def test_unknown_calls_and_those_in_progress_for_long_are_listed(db: TestDatabas
 
 
 def test_a_call_that_lasts_longer_than_its_agent_allows_is_listed_before(db: TestDatabase) -> None:
-    _, calls = in_progress(db, 1)
+    _, calls = db.in_progress(1)
     db.rows("update agent_mappings set max_duration_seconds = 3600")
     age(db, 1800, calls)
     assert listed(db, older_than=86_400) == []
@@ -55,7 +44,7 @@ def test_a_call_that_lasts_longer_than_its_agent_allows_is_listed_before(db: Tes
 
 
 def test_every_call_has_its_turn_however_many_there_are(db: TestDatabase) -> None:
-    (_, first), (_, second) = in_progress(db, 5), in_progress(db, 5)
+    (_, first), (_, second) = db.in_progress(5), db.in_progress(5)
     age(db, 400, first)
     age(db, 500, second)
     turns = [listed(db, most=4) for _ in range(4)]
@@ -67,7 +56,7 @@ def test_every_call_has_its_turn_however_many_there_are(db: TestDatabase) -> Non
 
 
 def test_two_who_ask_at_once_get_different_calls_and_neither_waits(db: TestDatabase) -> None:
-    _, calls = in_progress(db, 6)
+    _, calls = db.in_progress(6)
     age(db, 301, calls)
     with db.connect() as other, other.transaction():
         theirs = [row["call_id"] for row in other.execute("select call_id from list_open_calls(300, 3)")]
@@ -76,14 +65,14 @@ def test_two_who_ask_at_once_get_different_calls_and_neither_waits(db: TestDatab
 
 @pytest.mark.parametrize("over", ["cancel_batch(%s)", "stop_batch(%s::text)", "pause_batch(%s)"])
 def test_calls_of_a_batch_that_is_not_dialed_any_more_are_listed_too(db: TestDatabase, over: str) -> None:
-    batch, calls = in_progress(db, 1)
+    batch, calls = db.in_progress(1)
     db.rows(f"select {over}", batch)
     age(db, 301, calls)
     assert listed(db) == calls
 
 
 def test_a_batch_that_somebody_holds_keeps_nobody_from_asking(db: TestDatabase) -> None:
-    batch, calls = in_progress(db, 1)
+    batch, calls = db.in_progress(1)
     age(db, 301, calls)
     with db.connect() as other, other.transaction():
         other.execute("select from call_batches where id = %s for no key update", [batch])
@@ -91,9 +80,11 @@ def test_a_batch_that_somebody_holds_keeps_nobody_from_asking(db: TestDatabase) 
 
 
 @pytest.mark.own_database
-def test_what_is_read_is_the_open_calls_alone(db: TestDatabase) -> None:
-    batch, calls = in_progress(db, 10)
+@pytest.mark.parametrize("procedure", ["list_open_calls", "list_calls_to_end"])
+def test_what_is_read_is_the_open_calls_alone(db: TestDatabase, procedure: str) -> None:
+    batch, calls = db.in_progress(10)
     age(db, 301, calls)
+    db.rows("select cancel_batch(%s, end_calls => true)", batch)
     db.rows(
         "insert into calls (agency_id, batch_id, contact_id, attempt, status, lease_expires_at, started_at)"
         " select b.agency_id, b.id, i, 1, 'completed', now(), now() - interval '1 hour'"
@@ -106,7 +97,7 @@ def test_what_is_read_is_the_open_calls_alone(db: TestDatabase) -> None:
         connection.execute("select pg_stat_force_next_flush()")
         db.rows("select pg_stat_force_next_flush()")
         before = db.value(read)
-        assert len(connection.execute("select * from list_open_calls()").fetchall()) == 10
+        assert len(connection.execute(f"select * from {procedure}()").fetchall()) == 10
         connection.execute("select pg_stat_force_next_flush()")
         connection.execute("select 1")
     assert db.value(read) - before <= 50
@@ -144,7 +135,7 @@ def test_when_something_can_be_claimed_next(db: TestDatabase) -> None:
 
 
 def test_an_attempt_that_was_none_is_not_counted_and_comes_back_whatever_the_outcome(db: TestDatabase) -> None:
-    batch, calls = in_progress(db, 1, retry_outcomes=["busy"])
+    batch, calls = db.in_progress(1, retry_outcomes=["busy"])
     db.rows("update campaign_contacts set max_attempts = 1")
     db.finish_calls(batch, calls, "failed", outcome="carrier_unavailable", counted=False)
     row = db.row("select status::text, attempts, due_at > now() as waits from campaign_contacts")
@@ -153,14 +144,14 @@ def test_an_attempt_that_was_none_is_not_counted_and_comes_back_whatever_the_out
 
 @pytest.mark.parametrize("over", ["cancel_batch(%s)", "stop_batch(%s::text, skip_remaining => true)"])
 def test_an_attempt_that_was_none_does_not_come_back_in_a_batch_that_is_over(db: TestDatabase, over: str) -> None:
-    batch, calls = in_progress(db, 1)
+    batch, calls = db.in_progress(1)
     db.rows(f"select {over}", batch)
     db.finish_calls(batch, calls, "failed", outcome="carrier_unavailable", counted=False)
     assert db.statuses(batch) == {"failed": 1}
 
 
 def test_only_a_failed_call_can_have_been_no_attempt(db: TestDatabase) -> None:
-    batch, calls = in_progress(db, 1)
+    batch, calls = db.in_progress(1)
     db.finish_calls(batch, calls, "completed", counted=False)
     assert db.row("select status::text, attempts from campaign_contacts") == {"status": "completed", "attempts": 1}
     with pytest.raises(psycopg.Error) as refused:
@@ -180,7 +171,7 @@ def test_only_a_failed_call_can_have_been_no_attempt(db: TestDatabase) -> None:
 def test_a_call_that_the_carrier_does_not_have_was_not_placed_unless_it_had_it(
     db: TestDatabase, confirmed: str | None, asked: str | None, call: tuple[str, str | None], contact: str
 ) -> None:
-    batch, calls = in_progress(db, 1)
+    batch, calls = db.in_progress(1)
     if confirmed is not None:
         db.confirm_calls(batch, calls, confirmed)
     db.finish_calls(batch, calls, "missing", carrier_call_id=asked)

@@ -176,6 +176,16 @@ class TestDatabase:
 
     # What a dialer does. Calls are given by their ids; the lease of each is the one in the database.
 
+    def in_progress(self, number: int, **columns: Any) -> tuple[UUID, list[int]]:
+        """A batch with so many calls in progress, and their ids."""
+        agency = self.agency()
+        batch = self.batch(agency, agent_mapping_id=self.calling(agency)["agent_mapping_id"], **columns)
+        self.contacts(batch, pending=number)
+        claimed = self.rows("select call_id from claim_contacts(%s, 60, %s)", number, batch)
+        calls = [row["call_id"] for row in claimed]
+        self.start_calls(batch, calls)
+        return batch, calls
+
     def named(self, calls: list[int], **fields: Any) -> str:
         """A JSON array that names each of these calls by id and lease, with these fields."""
         rows = self.rows("select id, lease::text from calls where id = any (%s)", calls)
