@@ -11,9 +11,13 @@ from typing import Any, Literal, Protocol
 
 from .errors import FunctionError
 
-Kind = Literal["request", "procedure", "connection", "dial", "place", "find", "record"]
+Kind = Literal["request", "procedure", "connection", "dial", "place", "find", "withdraw", "hang_up", "record"]
 """request: one to a function. procedure: one try at a call of the database. connection: the wait for one. dial: a
-claim and what follows from it. place, find: a request to the carrier. record: results of calls of one batch."""
+claim and what follows from it. place, find, withdraw, hang_up: a request to the carrier. record: results of calls of
+one batch."""
+
+CARRIER_REQUESTS = ("place", "find", "withdraw", "hang_up")
+"""The kinds that are requests to the carrier."""
 
 _current: ContextVar[Operation | None] = ContextVar("operation", default=None)
 

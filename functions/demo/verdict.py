@@ -165,8 +165,8 @@ def judge_pause(
 
 
 def events_to_tell(record: Sequence[CarrierCall]) -> int:
-    """How many events the carrier has to tell of calls that are over: started, ended, and joined if it was."""
-    return sum(2 if call.joined_at_utc is None else 3 for call in record)
+    """How many events the carrier has to tell of calls that are over: started and joined, if they were, and ended."""
+    return sum(1 + (call.dialed_at is not None) + (call.joined_at_utc is not None) for call in record)
 
 
 def _nothing_started(when: str, started_late: int) -> Check:

@@ -49,7 +49,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A call that was let through some time ago, as list_open_calls tells it."""
+    """A call that was let through, as list_open_calls and list_calls_to_end tell it."""
 
     batch_id: UUID
     call_id: int
@@ -58,12 +58,17 @@ class OpenCall(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     carrier_call_id: str | None
     age_seconds: float
+    carrier_queued: bool = False
+    """Whether the carrier was not heard to dial it yet."""
+    hang_up: bool = False
+    """Whether somebody asked for its end."""
 
 
 class GoingOn(msgspec.Struct, frozen=True):
-    """The carrier has the call, and will tell its end."""
+    """The carrier has the call, and will tell its end. carrier_queued: it has not dialed it yet."""
 
     carrier_call_id: str
+    carrier_queued: bool = False
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +123,14 @@ class Carrier(Protocol):
     async def find(self, call: OpenCall) -> GoingOn | Ended | None:
         """What the carrier knows of a call; None: it has no such call. Raises AccountRefusedError,
         CarrierUnavailableError and CallUnclearError: it does not say; CallRefusedError: it will not."""
+
+    async def withdraw(self, call: OpenCall) -> GoingOn | Ended | None:
+        """Take a call out of the carrier's queue; a call that was dialed goes on. Returns what the carrier knows then:
+        Ended, with outcome withdrawn, if it was never dialed; None: it has no such call. Raises as find does."""
+
+    async def hang_up(self, call: OpenCall) -> GoingOn | Ended | None:
+        """End a call, whatever it does; one that was never dialed is withdrawn. Returns what the carrier knows then:
+        GoingOn: it will tell the end. Raises as find does."""
 
     async def aclose(self) -> None:
         """Let the connections go."""

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -121,6 +121,7 @@ class Dialer:
                 self._claim_until_stopped,
                 self._tick_until_stopped,
                 self._apply_webhooks_until_stopped,
+                self._end_calls_until_stopped,
                 self._reconcile_until_stopped,
             ):
                 tasks.create_task(self._go_on(loop))
@@ -133,6 +134,7 @@ class Dialer:
         end_at = time.monotonic() + deadline_s
         async with self._recording():
             await self._move_along()
+            await self._end_calls()
             left = max_calls
             while left > 0 and time.monotonic() < end_at and (places := await self._places()):
                 claimed = await self._dial(min(left, places))
@@ -380,25 +382,42 @@ class Dialer:
         listed = await self._call(
             "list_open_calls", older_than_seconds=self._settings.reconcile_after_s, max_calls=LOOK_UP
         )
-        await asyncio.gather(*(self._look_up(call) for call in _read_open_calls(listed)))
+        await asyncio.gather(*(self._ask("find", call) for call in _read_open_calls(listed)))
         return len(listed)
 
-    async def _look_up(self, call: OpenCall) -> None:
-        batch_id = str(call.batch_id)
-        with self._observer.operation("find", "find", batch_id=batch_id, call_id=call.call_id) as operation:
+    async def _end_calls_until_stopped(self) -> None:
+        assert self._stop is not None
+        while not self._stop.is_set():
+            while await self._end_calls() == LOOK_UP and not self._stop.is_set():
+                pass
+            await self._sleep(TICK_S)
+
+    async def _end_calls(self) -> int:
+        """Tell the carrier of some calls that it has to end, also while it is left alone. Returns how many."""
+        listed = await self._call("list_calls_to_end", max_calls=LOOK_UP)
+        await asyncio.gather(
+            *(self._ask("hang_up" if call.hang_up else "withdraw", call) for call in _read_open_calls(listed))
+        )
+        return len(listed)
+
+    async def _ask(self, request: Literal["find", "withdraw", "hang_up"], call: OpenCall) -> None:
+        """Make this request to the carrier about a call, and record what the carrier knows then."""
+        with self._observer.operation(request, request, batch_id=str(call.batch_id), call_id=call.call_id) as operation:
             try:
-                found = await self._carrier.find(call)
+                found = await getattr(self._carrier, request)(call)
             except CarrierUnavailableError as error:
                 operation.outcome = "unavailable"
                 self._hold(error)
             except Exception as error:  # as in _place: it says nothing of the call
                 operation.outcome = "refused" if isinstance(error, CallRefusedError) else "unknown"
                 level = logger.warning if isinstance(error, (CallRefusedError, CallUnclearError)) else logger.exception
-                level("call not looked up", extra={"fields": {"call_id": call.call_id, "reason": str(error)}})
+                fields = {"call_id": call.call_id, "request": request, "reason": str(error)}
+                level("the carrier tells nothing of a call", extra={"fields": fields})
             else:
                 operation.outcome = _carrier_outcome(found)
-                if isinstance(found, GoingOn) and call.status == "in_progress" and call.carrier_call_id is not None:
-                    return  # as known
+                known = GoingOn(call.carrier_call_id, call.carrier_queued) if call.carrier_call_id is not None else None
+                if found == known and found is not None and call.status == "in_progress":
+                    return
                 if found is not None:
                     self._record_answer(call, found)
                 elif call.age_seconds >= self._settings.reconcile_after_s:

@@ -6,6 +6,8 @@ the database, and keeps its own record of every call that reached it, as a witne
 POST /calls  {"batch_id", "call_id", "lease", "contact_id", "to"}: 201 at once, and the result by webhook; or 200 when
              the call has ended, with its result (--answer-at-end)
 GET  /calls/{batch_id}/{call_id}/{lease}  what became of it, or 404
+POST /calls/{batch_id}/{call_id}/{lease}/withdraw  out of the queue, unless it was dialed; what became of it, or 404
+POST /calls/{batch_id}/{call_id}/{lease}/hang_up   its end, whatever it does; what became of it, or 404
 GET  /calls  the record
 """
 
@@ -34,8 +36,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 _WEBHOOK_TRIES = 5
-_END_REASONS = {"answered": "hangup", "no_answer": "unjoined"}
+_END_REASONS = {"answered": "hangup", "hung_up": "hangup", "no_answer": "unjoined"}
 """Of outcomes; any other is its own reason."""
+_TYPES = {"dials_per_s": float, "max_calls": int}
+"""Of options without a default; any other is a text."""
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - what such secrets begin with
 
 
@@ -54,6 +58,8 @@ class Behaviour:
     """Share that is placed, without an answer to the request."""
     answer_at_end: bool = False
     """Answer when the call has ended, with its result, instead of at once."""
+    dials_per_s: float | None = None
+    """Take each call into a queue, of which so many are dialed in a second; None: dial each call at once."""
     max_calls: int | None = None
     """Most calls that go on at a time; more are answered 429."""
     webhook_url: str | None = None
@@ -78,6 +84,8 @@ class CarrierCall:
     arrived_at_utc: str
     ended_at: float | None = None
     """When the call was over, by the same clock; None: it goes on."""
+    dialed_at: float | None = None
+    """When it was dialed, by the same clock; None: it is in the queue, or was withdrawn from there."""
     contact_id: int = 0
     to: str = ""
     carrier_call_id: str = ""
@@ -104,6 +112,9 @@ class SimulatedCarrier:
         self._calls: dict[tuple[str, int, str], CarrierCall] = {}
         """The first of each batch, call and lease."""
         self._going_on = 0
+        self._dials_next_at = 0.0
+        self._lives: dict[str, asyncio.Task[None]] = {}
+        """The calls that go on, by the carrier's id."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._http: httpx2.AsyncClient | None = None
 
@@ -133,27 +144,48 @@ class SimulatedCarrier:
             contact_id=body.get("contact_id", 0),
             to=body.get("to", ""),
             carrier_call_id=f"simulated-{len(self.record) + 1}",
+            status="in_progress" if behaviour.dials_per_s is None else "queued",
         )
         self.record.append(call)
         self._calls.setdefault((call.batch_id, call.call_id, call.lease), call)
         self._going_on += 1
-        ended = self._start(self._live(call, chance))
+        life = self._lives[call.carrier_call_id] = self._start(self._live(call, chance))
         if fate > 1 - behaviour.hanging:
             await request.receive()  # until the dialer gives up
         if behaviour.answer_at_end:
-            await ended
+            await asyncio.wait([life])
         return JSONResponse(asdict(call), 200 if behaviour.answer_at_end else 201)
 
     async def show(self, request: Request) -> Response:
+        return _shown(self._find(request))
+
+    async def withdraw(self, request: Request) -> Response:
+        found = self._find(request)
+        if found is not None and found.status == "queued":
+            self._break_off(found)
+        return _shown(found)
+
+    async def hang_up(self, request: Request) -> Response:
+        found = self._find(request)
+        if found is not None and found.ended_at is None:
+            self._break_off(found)
+        return _shown(found)
+
+    def _find(self, request: Request) -> CarrierCall | None:
         of = request.path_params
-        found = self._calls.get((of["batch_id"], of["call_id"], of["lease"]))
-        return JSONResponse(asdict(found)) if found else JSONResponse({"error": "no such call"}, 404)
+        return self._calls.get((of["batch_id"], of["call_id"], of["lease"]))
 
     async def show_record(self, _request: Request) -> Response:
         return JSONResponse([asdict(call) for call in self.record])
 
     async def _live(self, call: CarrierCall, chance: random.Random) -> None:
         behaviour = self._behaviour
+        if behaviour.dials_per_s is not None:
+            now = time.monotonic()
+            dials_at = max(now, self._dials_next_at)
+            self._dials_next_at = dials_at + 1 / behaviour.dials_per_s
+            await asyncio.sleep(dials_at - now)
+        call.status, call.dialed_at = "in_progress", time.monotonic()
         self._tell("call.started", call, chance)
         await asyncio.sleep(chance.uniform(*behaviour.ring_s))
         joined = chance.random() >= behaviour.unanswered
@@ -162,11 +194,23 @@ class SimulatedCarrier:
             call.joined_at_utc = datetime.now(UTC).isoformat()
             self._tell("call.joined", call, chance)
         await asyncio.sleep(talk_s)
-        call.ended_at, call.ended_at_utc = time.monotonic(), datetime.now(UTC).isoformat()
+        self._end(call, "answered" if joined else chance.choice(["busy", "no_answer"]), talk_s, chance)
+
+    def _break_off(self, call: CarrierCall) -> None:
+        """End a call that goes on or is in the queue."""
+        self._lives[call.carrier_call_id].cancel()
+        outcome = "withdrawn" if call.dialed_at is None else "hung_up"
+        joined = datetime.fromisoformat(call.joined_at_utc) if call.joined_at_utc else None
+        talked_s = (datetime.now(UTC) - joined).total_seconds() if joined else 0.0
+        self._end(call, outcome, talked_s, random.Random(call.carrier_call_id))  # noqa: S311 - as in place
+
+    def _end(self, call: CarrierCall, outcome: str, talked_s: float, chance: random.Random) -> None:
+        del self._lives[call.carrier_call_id]
         self._going_on -= 1
-        call.status = "completed" if joined else "failed"
-        call.outcome = "answered" if joined else chance.choice(["busy", "no_answer"])
-        call.duration_seconds = round(talk_s, 1)
+        call.ended_at, call.ended_at_utc = time.monotonic(), datetime.now(UTC).isoformat()
+        call.status = "failed" if call.joined_at_utc is None else "completed"
+        call.outcome = outcome
+        call.duration_seconds = round(talked_s, 1)
         self._tell("call.ended", call, chance)
 
     def _tell(self, event: str, call: CarrierCall, chance: random.Random) -> None:
@@ -219,6 +263,8 @@ def create_carrier(behaviour: Behaviour | None = None) -> Starlette:
             Route("/calls", carrier.place, methods=["POST"]),
             Route("/calls", carrier.show_record, methods=["GET"]),
             Route("/calls/{batch_id}/{call_id:int}/{lease}", carrier.show, methods=["GET"]),
+            Route("/calls/{batch_id}/{call_id:int}/{lease}/withdraw", carrier.withdraw, methods=["POST"]),
+            Route("/calls/{batch_id}/{call_id:int}/{lease}/hang_up", carrier.hang_up, methods=["POST"]),
         ],
         lifespan=carrier.running,
     )
@@ -232,6 +278,10 @@ def serve(behaviour: Behaviour | None = None, port: int = 0) -> None:
     # It listens: whoever connects from now on waits for the server at most a moment.
     print(f"ready http://127.0.0.1:{listening.getsockname()[1]}", flush=True)  # noqa: T201
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def _shown(call: CarrierCall | None) -> Response:
+    return JSONResponse(asdict(call)) if call else JSONResponse({"error": "no such call"}, 404)
 
 
 def _event(event: str, call: CarrierCall) -> bytes:
@@ -266,7 +316,7 @@ def _main() -> None:
         elif isinstance(default, tuple):
             parser.add_argument(name, type=float, nargs=2, default=default, metavar=("FROM", "TO"))
         elif default is None:
-            parser.add_argument(name, type=int if option.name == "max_calls" else str)
+            parser.add_argument(name, type=_TYPES.get(option.name, str))
         else:
             parser.add_argument(name, type=type(default), default=default, help=f"default {default}")
     options = vars(parser.parse_args())

@@ -42,11 +42,20 @@ class Simulator:
         return _state(read(response, _State))
 
     async def find(self, call: OpenCall) -> GoingOn | Ended | None:
-        response = await self._http.send("GET", f"/calls/{call.batch_id}/{call.call_id}/{call.lease}")
+        return await self._ask("GET", call)
+
+    async def _ask(self, method: str, call: OpenCall, how: str = "") -> GoingOn | Ended | None:
+        response = await self._http.send(method, f"/calls/{call.batch_id}/{call.call_id}/{call.lease}{how}")
         if response.status_code != 404:
             return _state(read(response, _State))
         read(response, _NoSuchCall)  # another server's 404 tells nothing of the call
         return None
+
+    async def withdraw(self, call: OpenCall) -> GoingOn | Ended | None:
+        return await self._ask("POST", call, "/withdraw")
+
+    async def hang_up(self, call: OpenCall) -> GoingOn | Ended | None:
+        return await self._ask("POST", call, "/hang_up")
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -57,8 +66,8 @@ def connect(settings: Settings) -> Simulator:
 
 
 def _state(state: _State) -> GoingOn | Ended:
-    if state.status == "in_progress":
-        return GoingOn(state.carrier_call_id)
+    if state.status in ("queued", "in_progress"):
+        return GoingOn(state.carrier_call_id, carrier_queued=state.status == "queued")
     return Ended(
         status="completed" if state.status == "completed" else "failed",
         outcome=state.outcome or "answered",

@@ -15,6 +15,7 @@ from .carrier import (
     AccountRefusedError,
     BatchRefusedError,
     Call,
+    CallRefusedError,
     CallUnclearError,
     CarrierHttp,
     Ended,
@@ -102,6 +103,23 @@ class Ultravox:
             raise CallUnclearError("Ultravox lists other calls than the one asked for")
         # Of several, one that goes on: only when none does, the call is over.
         return _state(min(found, key=lambda one: one.ended is not None)) if found else None
+
+    async def withdraw(self, call: OpenCall) -> GoingOn | Ended | None:
+        # Ultravox dials a call when it creates it.
+        return await self.find(call)
+
+    async def hang_up(self, call: OpenCall) -> GoingOn | Ended | None:
+        found = await self.find(call)
+        if isinstance(found, GoingOn):
+            path = f"/api/calls/{quote(found.carrier_call_id, safe='')}/send_data_message"
+            try:
+                response = await self._http.send("POST", path, json={"type": "hang_up"})
+            except CallRefusedError as error:
+                # While it rings, a call takes no messages.
+                raise CallUnclearError(f"Ultravox does not hang up: {error}") from error
+            if response.status_code == 404 and not _is_of_ultravox(response):
+                raise AccountRefusedError("Ultravox is not at this address")
+        return found
 
     async def aclose(self) -> None:
         await self._http.aclose()

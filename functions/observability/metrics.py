@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from .._shared.auth import service
 from .._shared.database import Database
 from .._shared.log import logger
-from .._shared.observe import Operation
+from .._shared.observe import CARRIER_REQUESTS, Operation
 from .._shared.settings import Settings, SettingsError
 
 STATS_KEPT_S = 5.0
@@ -122,8 +122,9 @@ class Metrics:
         self._started = Counter("lastcall_calls_started", "Calls that start_call let through.", registry=registry)
         self._carrier_seconds = Histogram(
             "lastcall_carrier_seconds",
-            "Seconds of a request to the carrier (place: a call; find: what became of one), by its outcome: taken, "
-            "ended, missing; refused, unavailable, unknown: nobody can tell.",
+            "Seconds of a request to the carrier (place: a call; find: what became of one; withdraw: one out of its "
+            "queue; hang_up: one, whatever it does), by its outcome: taken, ended, missing; refused, unavailable, "
+            "unknown: nobody can tell.",
             ["request", "outcome"],
             buckets=_SECONDS,
             registry=registry,
@@ -184,13 +185,13 @@ class Metrics:
                 self._procedure_seconds.labels(operation.name, operation.outcome).observe(seconds)
             case "connection":
                 self._wait_seconds.observe(seconds)
-            case "place" | "find":
+            case kind if kind in CARRIER_REQUESTS:
                 self._carrier_seconds.labels(operation.kind, operation.outcome).observe(seconds)
 
     def _going_on(self, operation: Operation) -> Gauge | None:
         if operation.kind == "request":
             return self._requests_going_on
-        return self._carrier_going_on if operation.kind in ("place", "find") else None
+        return self._carrier_going_on if operation.kind in CARRIER_REQUESTS else None
 
     def count(self, event: str, outcome: str, number: int) -> None:
         counter = self._counters[event]

@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from .._shared.observe import Operation
+from .._shared.observe import CARRIER_REQUESTS, Operation
 
-_ROOTS = ("request", "dial", "find", "record")
+_ROOTS = ("request", "dial", "find", "withdraw", "hang_up", "record")
 """What begins a trace where there is none; the rest is told as a part of these alone."""
 _ATTRIBUTES = {
     "method": "http.request.method",
@@ -100,7 +100,7 @@ def _exporter(name: str) -> SpanExporter:
 def _kind(operation: Operation) -> SpanKind:
     if operation.kind == "request":
         return SpanKind.SERVER
-    return SpanKind.CLIENT if operation.kind in ("procedure", "place", "find") else SpanKind.INTERNAL
+    return SpanKind.CLIENT if operation.kind in ("procedure", *CARRIER_REQUESTS) else SpanKind.INTERNAL
 
 
 def _describe(operation: Operation) -> None:

@@ -52,6 +52,7 @@ PROCEDURES = (
     "release_expired_leases",
     "process_webhook_queue",
     "list_open_calls",
+    "list_calls_to_end",
 )
 
 
@@ -79,7 +80,9 @@ def test_a_dialer_goes_on_after_whatever_a_procedure_raises(db: TestDatabase, pr
     assert db.value("select count(*) from calls where status <> 'completed' and outcome <> 'not_placed'") == 0
 
 
-@pytest.mark.parametrize("procedure", ["claim_contacts", "process_batches", "process_webhook_queue", "list_open_calls"])
+@pytest.mark.parametrize(
+    "procedure", ["claim_contacts", "process_batches", "process_webhook_queue", "list_open_calls", "list_calls_to_end"]
+)
 def test_a_loop_that_goes_on_failing_waits_longer_and_longer(
     db: TestDatabase, monkeypatch: pytest.MonkeyPatch, procedure: str
 ) -> None:

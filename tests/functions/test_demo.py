@@ -65,6 +65,7 @@ class Story:
                 at,
                 "",
                 at + 1,
+                at,
                 carrier_call_id=f"carrier-{call_id}",
                 status="completed",
                 joined_at_utc=JOINED,

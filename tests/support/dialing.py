@@ -38,6 +38,7 @@ class ScriptedCarrier:
         self.answer = answer
         self.arrived: list[Call] = []
         self.asked: list[int] = []
+        self.told_to_end: list[tuple[str, int]] = []
         self.known: dict[int, GoingOn | Ended] = {}
 
     async def place(self, call: Call, place_by: PlaceBy) -> GoingOn | Ended:
@@ -47,6 +48,14 @@ class ScriptedCarrier:
 
     async def find(self, call: OpenCall) -> GoingOn | Ended | None:
         self.asked.append(call.call_id)
+        return self.known.get(call.call_id)
+
+    async def withdraw(self, call: OpenCall) -> GoingOn | Ended | None:
+        self.told_to_end.append(("withdraw", call.call_id))
+        return self.known.get(call.call_id)
+
+    async def hang_up(self, call: OpenCall) -> GoingOn | Ended | None:
+        self.told_to_end.append(("hang_up", call.call_id))
         return self.known.get(call.call_id)
 
     async def aclose(self) -> None:

@@ -1,5 +1,5 @@
-"""A stand-in for Ultravox: what its documentation says of creating, getting and listing calls, and the ways
-in which any service fails."""
+"""A stand-in for Ultravox: what its documentation says of creating, getting, listing and hanging up calls, and the
+ways in which any service fails."""
 
 from __future__ import annotations
 
@@ -31,8 +31,13 @@ class UltravoxStandIn:
                 Route("/api/agents/{agent_id}/calls", self._create, methods=["POST"]),
                 Route("/api/calls", self._list, methods=["GET"]),
                 Route("/api/calls/{call_id}", self._get, methods=["GET"]),
+                Route("/api/calls/{call_id}/send_data_message", self._send_message, methods=["POST"]),
             ]
         )
+
+    def answer(self) -> None:
+        """Let the latest call be answered."""
+        self.calls[-1]["joined"] = "2026-01-01T10:00:00Z"
 
     def end(self, reason: str | None, joined: str | None = "2026-01-01T10:00:00Z") -> None:
         """Let the latest call end, a minute and a half after it was joined."""
@@ -71,3 +76,15 @@ class UltravoxStandIn:
     async def _get(self, request: Request) -> Response:
         found = [call for call in self.calls if call["callId"] == request.path_params["call_id"]]
         return JSONResponse(found[0]) if found else JSONResponse({"detail": "Not found."}, 404)
+
+    async def _send_message(self, request: Request) -> Response:
+        found = [call for call in self.calls if call["callId"] == request.path_params["call_id"]]
+        if not found:
+            return JSONResponse({"detail": "Not found."}, 404)
+        if isinstance(self.fault, int):
+            return JSONResponse({"detail": "as the test says"}, self.fault)
+        if found[0]["joined"] is None or found[0]["ended"] is not None:
+            return JSONResponse({"detail": "The call takes no messages."}, 422)
+        assert await request.json() == {"type": "hang_up"}
+        found[0] |= {"ended": "2026-01-01T10:00:42Z", "endReason": "hangup"}
+        return Response(status_code=204)
