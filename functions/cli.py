@@ -158,6 +158,9 @@ def _add_operator(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--skip-remaining", action="store_true", help="skip contacts not yet called, for good; asks first"
     )
     for ending in (cancel, stop):
+        ending.add_argument(
+            "--end-calls", action="store_true", help="let the carrier hang up the calls in progress; asks first"
+        )
         ending.add_argument("-y", "--yes", action="store_true", help="do not ask")
     add("pause", "pause a batch: it keeps its place", change)
     add("resume", "go on with a paused or stopped batch", change)

@@ -16,18 +16,20 @@ from ._shared.text import Text
 class StopCalling(msgspec.Struct, rename="camel"):
     """batch_id: the batch to halt. user_id: the user responsible for it. Both UUIDs or external ids.
     skip_remaining: end the batch early. reason: for the audit trail. wait_seconds: wait so long, until no call can
-    start at the carrier."""
+    start at the carrier. end_calls: the carrier hangs up the calls in progress."""
 
     batch_id: Text
     user_id: Text
     skip_remaining: bool = False
     reason: Text | None = None
     wait_seconds: WaitSeconds | None = None
+    end_calls: bool = False
 
 
 @edge_function("POST", failure="Failed to stop calling service or call queue", errors=error_envelope)
 async def stop_calling(request: Request) -> Response:
-    """Stop the batch: its queue is emptied, calls in progress finish; it can be resumed."""
+    """Stop the batch: its queue is emptied, calls in progress finish, or end at once with endCalls; it can be
+    resumed."""
     caller = await verify_jwt(request)
     body = await read_body(request, StopCalling)
     stopped, figures, headers = await end_batch(request, caller, "stop_batch", **msgspec.structs.asdict(body))

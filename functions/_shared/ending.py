@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,13 +32,11 @@ class EndBatch(ChangeBatch):
     wait_seconds: WaitSeconds | None = None
 
 
-async def change_and_tell(request: Request, procedure: str) -> Response:
-    """Call a procedure of the form (batch_id, idempotency_key, reason) that ends or pauses a batch; give its row."""
+async def change_and_tell(request: Request, procedure: str, body_type: type[EndBatch] = EndBatch) -> Response:
+    """Call a procedure that ends or pauses a batch, with the fields of the body; give its row."""
     caller = await verify_jwt(request)
-    body = await read_body(request, EndBatch)
-    row, figures, headers = await end_batch(
-        request, caller, procedure, body.wait_seconds, batch_id=body.batch_id, reason=body.reason
-    )
+    body = await read_body(request, body_type)
+    row, figures, headers = await end_batch(request, caller, procedure, **msgspec.structs.asdict(body))
     return reply(row if body.wait_seconds is None else row | figures, headers=headers)
 
 

@@ -58,7 +58,7 @@ class Client(Protocol):
     def change(self, action: str, batch_id: str, *, key: str, **given: Any) -> Answer:
         """cancel, pause, resume or retry the batch. given: the further arguments."""
 
-    def stop(self, batch_id: str, *, key: str, skip_remaining: bool, reason: str | None) -> Answer:
+    def stop(self, batch_id: str, *, key: str, skip_remaining: bool, end_calls: bool, reason: str | None) -> Answer:
         """Stop the batch; gives batch_id and status at least."""
 
     def export(self, batch_id: str, status: str | None) -> Iterator[bytes]:
@@ -98,7 +98,7 @@ class HttpClient:
     def change(self, action: str, batch_id: str, *, key: str, **given: Any) -> Answer:
         return self._invoke("POST", f"calls-batch-{action}", {"batch_id": batch_id, **given}, key)
 
-    def stop(self, batch_id: str, *, key: str, skip_remaining: bool, reason: str | None) -> Answer:
+    def stop(self, batch_id: str, *, key: str, skip_remaining: bool, end_calls: bool, reason: str | None) -> Answer:
         user_id = self.get_batch(batch_id)["batch"]["user_id"]
         if user_id is None:
             raise CommandError(
@@ -106,7 +106,13 @@ class HttpClient:
             )
         app = self._session.app_url
         url = f"{app}/api/call/stop-calling" if app else self._function("stop-calling")
-        body = {"batchId": batch_id, "userId": user_id, "skipRemaining": skip_remaining, "reason": reason}
+        body = {
+            "batchId": batch_id,
+            "userId": user_id,
+            "skipRemaining": skip_remaining,
+            "endCalls": end_calls,
+            "reason": reason,
+        }
         headers = {**self._headers(), "Idempotency-Key": key}
         with self._stream("POST", url, headers, json=body) as response:
             data = _json(response.read())["data"]
@@ -215,9 +221,14 @@ class SqlClient:
     def change(self, action: str, batch_id: str, *, key: str, **given: Any) -> Answer:
         return self._call(f"{action}_batch", batch_id=batch_id, idempotency_key=key, **given)
 
-    def stop(self, batch_id: str, *, key: str, skip_remaining: bool, reason: str | None) -> Answer:
+    def stop(self, batch_id: str, *, key: str, skip_remaining: bool, end_calls: bool, reason: str | None) -> Answer:
         return self._call(
-            "stop_batch", batch_id=batch_id, skip_remaining=skip_remaining, idempotency_key=key, reason=reason
+            "stop_batch",
+            batch_id=batch_id,
+            skip_remaining=skip_remaining,
+            end_calls=end_calls,
+            idempotency_key=key,
+            reason=reason,
         )
 
     def export(self, batch_id: str, status: str | None) -> Iterator[bytes]:

@@ -46,6 +46,7 @@ _PAGE = 100
 _WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 _MAX_WAIT_S = 10.0
 _ENDING = "no further call starts, calls in progress end by themselves"
+_ENDING_CALLS = "no further call starts, the carrier hangs up the calls in progress"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -170,22 +171,23 @@ def cancel(options: argparse.Namespace) -> None:
     with _connected(options) as client:
         batch_id = _find(client, options.id)
         _confirm_end(options, client, batch_id, "Cancel")
-        answer = _change(options, lambda key: client.change("cancel", batch_id, key=key, reason=options.reason))
+        given = {"end_calls": options.end_calls, "reason": options.reason}
+        answer = _change(options, lambda key: client.change("cancel", batch_id, key=key, **given))
     skipped = f"{answer['contacts_skipped']:,} contacts skipped"
-    _tell(options, answer, f"Batch {batch_id} is cancelled: {skipped}, {_ENDING}.")
+    ending = _ENDING_CALLS if options.end_calls else _ENDING
+    _tell(options, answer, f"Batch {batch_id} is cancelled: {skipped}, {ending}.")
 
 
 def stop(options: argparse.Namespace) -> None:
     with _connected(options) as client:
         batch_id = _find(client, options.id)
-        if options.skip_remaining:
+        if options.skip_remaining or options.end_calls:
             _confirm_end(options, client, batch_id, "Stop")
-        answer = _change(
-            options,
-            lambda key: client.stop(batch_id, key=key, skip_remaining=options.skip_remaining, reason=options.reason),
-        )
+        given = {name: getattr(options, name) for name in ("skip_remaining", "end_calls", "reason")}
+        answer = _change(options, lambda key: client.stop(batch_id, key=key, **given))
     rest = "the remaining contacts are skipped" if options.skip_remaining else "it can be resumed"
-    _tell(options, answer, f"Batch {batch_id} is stopped: {_ENDING}; {rest}.")
+    ending = _ENDING_CALLS if options.end_calls else _ENDING
+    _tell(options, answer, f"Batch {batch_id} is stopped: {ending}; {rest}.")
 
 
 def pause(options: argparse.Namespace) -> None:
@@ -360,15 +362,22 @@ def _to_call(batch: Batch) -> int:
 
 
 def _confirm_end(options: argparse.Namespace, client: Client, batch_id: str, verb: str) -> None:
-    """Ask before contacts are skipped for good. Raises CommandError when nobody can be asked, or the answer is no."""
+    """Ask before contacts are skipped for good, or calls hung up. Raises CommandError when nobody can be asked, or the
+    answer is no."""
     if options.yes:
         return
     if not sys.stdin.isatty():
         raise CommandError(f"{verb.lower()} asks first, and there is no terminal to ask at: give --yes")
     batch = _get(client, batch_id)["batch"]
-    if batch["status"] in OVER:
+    hung_up = batch["in_progress"] if options.end_calls else 0
+    if batch["status"] in OVER and not hung_up:
         return  # The service says why not.
-    question = f"{verb} {display.batch_title(batch)}? {_to_call(batch):,} contacts will never be called. [y/N] "
+    losses = []
+    if batch["status"] not in OVER and (verb == "Cancel" or options.skip_remaining):
+        losses.append(f"{_to_call(batch):,} contacts will never be called.")
+    if options.end_calls:
+        losses.append(f"{hung_up:,} calls in progress will be hung up.")
+    question = f"{verb} {display.batch_title(batch)}? {' '.join(losses)} [y/N] "
     if _ask(question).strip().lower() not in ("y", "yes"):
         raise DeclinedError("not confirmed: nothing was changed")
 

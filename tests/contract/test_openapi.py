@@ -35,6 +35,7 @@ from functions._shared.batch import ChangeBatch
 from functions._shared.ending import EndBatch
 from functions._shared.http import EdgeFunction
 from functions.app import ROUTES
+from functions.calls_batch_cancel import CancelBatch
 
 from ..support.openapi import METHODS, PREFIX, Object, api, operations, resolve, shape, validator, wrong_with
 
@@ -44,7 +45,7 @@ OPERATIONS = {operation["operationId"]: (path, method, operation) for path, meth
 EACH = pytest.mark.parametrize("name", OPERATIONS)
 
 ASKED: dict[str, list[type]] = {
-    "calls-batch-cancel": [EndBatch],
+    "calls-batch-cancel": [CancelBatch],
     "calls-batch-pause": [EndBatch],
     "calls-batch-resume": [ChangeBatch],
     "stop-calling": [stop_calling.StopCalling],

@@ -82,6 +82,10 @@ def wait_field(name: str) -> str:
     return "waitSeconds" if name == "stop-calling" else "wait_seconds"
 
 
+def end_calls_field(name: str) -> str:
+    return "endCalls" if name == "stop-calling" else "end_calls"
+
+
 REQUESTS: dict[str, Any] = {
     "done": {},
     "with a reason": lambda case: {"json": {**case.body, "reason": "wrong list"}},
@@ -92,6 +96,10 @@ REQUESTS: dict[str, Any] = {
     "null for a batch": lambda case: {"json": {**case.body, id_field(case.name): None}},
     "a number for a batch": lambda case: {"json": {**case.body, id_field(case.name): 7}},
     "a number for a reason": lambda case: {"json": {**case.body, "reason": 7.5}},
+    "the end of calls": lambda case: {"json": {**case.body, end_calls_field(case.name): True}},
+    "no end of calls": lambda case: {"json": {**case.body, end_calls_field(case.name): False}},
+    "null for the end of calls": lambda case: {"json": {**case.body, end_calls_field(case.name): None}},
+    "a text for the end of calls": lambda case: {"json": {**case.body, end_calls_field(case.name): "true"}},
     "a wait": lambda case: {"json": {**case.body, wait_field(case.name): 5}},
     "no wait": lambda case: {"json": {**case.body, wait_field(case.name): 0}},
     "null for a wait": lambda case: {"json": {**case.body, wait_field(case.name): None}},

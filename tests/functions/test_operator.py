@@ -267,6 +267,17 @@ def test_a_batch_is_stopped_and_resumed(operator: Operator, db: TestDatabase, ag
     assert [row["reason"] for row in reasons] == [None, None, "enough"]
 
 
+@pytest.mark.parametrize("command", ["cancel", "stop"])
+def test_the_calls_in_progress_are_hung_up_when_asked_for(operator: Operator, db: TestDatabase, command: str) -> None:
+    batch, _ = db.in_progress(2)
+    agency = db.batch_row(batch)["agency_id"]
+    db.rows("update users set agency_id = %s", agency)
+    db.rows("update call_batches set user_id = (select id from users limit 1)")
+    said = operator.done(command, batch, "--end-calls", "--yes")
+    assert "no further call starts, the carrier hangs up the calls in progress" in said
+    assert db.rows("select distinct hang_up from calls") == [{"hang_up": True}]
+
+
 def test_by_http_a_batch_without_a_user_cannot_be_stopped(in_app: Operator, db: TestDatabase, agency: UUID) -> None:
     status, message = refused(in_app.run("stop", db.batch(agency)))
     assert status == 2
@@ -308,6 +319,34 @@ def test_it_asks_before_contacts_are_skipped(
     assert status == 0
     assert f"Batch {batch} is " in output
     assert db.statuses(batch) == {"skipped": 4690, "in_progress": 1}
+
+
+QUESTIONS = {
+    ("stop",): "2 calls in progress will be hung up.",
+    ("stop", "--skip-remaining"): "7 contacts will never be called. 2 calls in progress will be hung up.",
+    ("cancel",): "7 contacts will never be called. 2 calls in progress will be hung up.",
+}
+
+
+@pytest.mark.parametrize("command", QUESTIONS, ids=" ".join)
+def test_it_asks_before_calls_are_hung_up(
+    operator: Operator, db: TestDatabase, agency: UUID, owner: UUID, command: tuple[str, ...]
+) -> None:
+    batch = db.batch(agency, owner, name="Spring offer")
+    db.contacts(batch, pending=7, in_progress=2)
+    status, output, asked = operator.at_terminal(*command, "--end-calls", batch, types="n")
+    assert asked == f"{command[0].title()} batch {batch} 'Spring offer'? {QUESTIONS[command]} [y/N] "
+    assert (status, output, db.batch_row(batch)["status"]) == (1, "", "processing")
+
+
+def test_it_asks_before_the_calls_of_a_cancelled_batch_are_hung_up(
+    operator: Operator, db: TestDatabase, agency: UUID
+) -> None:
+    batch = db.batch(agency, name="Spring offer", status="cancelled")
+    db.contacts(batch, skipped=7, in_progress=2)
+    status, output, asked = operator.at_terminal("cancel", "--end-calls", batch, types="y")
+    assert asked == f"Cancel batch {batch} 'Spring offer'? 2 calls in progress will be hung up. [y/N] "
+    assert (status, f"Batch {batch} is cancelled: 0 contacts skipped" in output) == (0, True)
 
 
 @pytest.mark.parametrize("command", [["cancel"], ["stop", "--skip-remaining"]], ids=lambda command: command[0])

@@ -44,7 +44,7 @@ SETTINGS = {
 CHANGE = {"batch_id": AGENCY_BATCH, "reason": PLANTED}
 CALL = {"batchId": AGENCY_BATCH, "userId": AGENCY_BATCH, "reason": PLANTED}
 BODIES: dict[str, dict[str, Any]] = {
-    "calls-batch-cancel": {**CHANGE, "wait_seconds": 0},
+    "calls-batch-cancel": {**CHANGE, "wait_seconds": 0, "end_calls": True},
     "calls-batch-pause": {**CHANGE, "wait_seconds": 0},
     "calls-batch-resume": CHANGE,
     "calls-batch-create": {
@@ -56,7 +56,7 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "calls-batch-add-contacts": {"batch_id": AGENCY_BATCH, "contacts": [CONTACT]},
     "calls-batch-retry": {**CHANGE, "outcomes": ["busy"], "scheduled_for": "2030-01-01T00:00:00Z"},
-    "/api/call/stop-calling": {**CALL, "skipRemaining": False, "waitSeconds": 0},
+    "/api/call/stop-calling": {**CALL, "skipRemaining": False, "waitSeconds": 0, "endCalls": True},
     "/api/call/start-calling": {
         **CALL,
         "callingNumbers": ["+15551234567"],

@@ -31,19 +31,24 @@ interface Figures {
 
 const UUID = /^[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}$/i;
 const REASON: Field = { argument: "reason", type: "str" };
+const END_CALLS: Field = { argument: "end_calls", type: "bool" };
 const WAIT: Field = { argument: "wait_seconds", type: "seconds" };
 const MOST_WAIT_S = 30;
 /** Between looks the wait for silence doubles, from the first to the last. */
 const FIRST_LOOK_S = 0.05;
 const LAST_LOOK_S = 0.5;
 
-function changeOf(procedure: string): Ending {
+function changeOf(
+  procedure: string,
+  more: Record<string, Field> = {},
+): Ending {
   return {
     procedure,
     fields: {
       batch_id: { argument: "batch_id", type: "uuid", required: true },
       reason: REASON,
       wait_seconds: WAIT,
+      ...more,
     },
     failure: "Failed to update batch status",
     answer: (row, figures) => ({ ...row, ...figures }),
@@ -55,7 +60,9 @@ function changeOf(procedure: string): Ending {
   };
 }
 
-export const cancelBatch = changeOf("cancel_batch");
+export const cancelBatch = changeOf("cancel_batch", {
+  end_calls: END_CALLS,
+});
 export const pauseBatch = changeOf("pause_batch");
 export const stopBatch: Ending = {
   procedure: "stop_batch",
@@ -65,6 +72,7 @@ export const stopBatch: Ending = {
     skipRemaining: { argument: "skip_remaining", type: "bool" },
     reason: REASON,
     waitSeconds: WAIT,
+    endCalls: END_CALLS,
   },
   failure: "Failed to stop calling service or call queue",
   answer: ({ batch_id, status }, figures) => ({
