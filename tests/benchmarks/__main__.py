@@ -6,10 +6,11 @@ import argparse
 import signal
 import sys
 
-from . import cancel, claims, cold_start, imports, neighbours, overload, serving, silence, webhooks, wide
+from . import cancel, claims, cold_start, held, imports, neighbours, overload, serving, silence, webhooks, wide
 from .lab import open_lab, progress
 
-BENCHMARKS = ("cancel", "silence", "claims", "webhooks", "imports", "overload", "neighbours", "cold-start", "serving")
+BENCHMARKS = ("cancel", "silence", "claims", "webhooks", "imports", "overload", "neighbours", "held", "cold-start",
+              "serving")  # fmt: skip
 
 
 def main() -> int:
@@ -37,6 +38,8 @@ def main() -> int:
                 print(overload.run(lab, arguments.runs), flush=True)
             if "neighbours" in arguments.only:
                 print(neighbours.run(lab, min(arguments.runs, 3)), flush=True)
+            if "held" in arguments.only:
+                print(held.run(lab, min(arguments.runs, 3), size=max(arguments.sizes)), flush=True)
             if "cold-start" in arguments.only:
                 print(cold_start.run(lab, arguments.runs * 4), flush=True)
             if "serving" in arguments.only:

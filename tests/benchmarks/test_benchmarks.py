@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import cancel, claims, cold_start, imports, neighbours, overload, serving, silence, webhooks, wide
+from . import cancel, claims, cold_start, held, imports, neighbours, overload, serving, silence, webhooks, wide
 from .lab import Lab, open_lab
 
 pytestmark = [pytest.mark.long, pytest.mark.one_postgres]
@@ -65,6 +65,12 @@ def test_imports_of_every_size(lab: Lab) -> None:
     found = rows(imports.run(lab, sizes=[20], runs=1))
     assert [row[0] for row in found] == ["20"]
     assert all(cell for row in found for cell in row)
+
+
+def test_a_held_batch_and_a_cancelled_one_beside_one_that_is_dialed(lab: Lab) -> None:
+    found = rows(held.run(lab, runs=1, held_s=1, size=200, contacts=200))
+    assert [row[0] for row in found] == ["held for 1 s", "cancelled, 200 contacts"]
+    assert all(float(row[2]) > 0 for row in found)
 
 
 def test_a_cold_start_is_measured_to_its_first_replies(lab: Lab) -> None:
