@@ -19,6 +19,7 @@ import pytest
 from openpyxl import Workbook
 from starlette.testclient import TestClient
 
+from functions._shared.contact_file import ContactFile, Group
 from functions._shared.settings import Settings
 from functions.app import create_app
 
@@ -433,12 +434,23 @@ def test_no_phone_number_is_logged(client: TestClient, office: Office) -> None:
         assert number not in log.text
 
 
-class Halfway:
-    """A batch whose import was sent in three groups, and is held before the second one is taken."""
+READ = ContactFile.read
 
-    def __init__(self, db: TestDatabase, office: Office, url: str, **to: Any) -> None:
+
+class Halfway:
+    """A batch whose import is sent in groups of 10,000 rows, and is held before the second one is taken."""
+
+    def __init__(self, db: TestDatabase, office: Office, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.db = db
         self.answer: Any = None
+        self._third = threading.Event()
+        """The third group may be read: of two who wait for the batch, chance decides who is next."""
+
+        def read(contacts: ContactFile, group: Group) -> bytes:
+            assert group.last_row <= 20_001 or self._third.wait(60)
+            return READ(contacts, group)
+
+        monkeypatch.setattr(ContactFile, "read", read)
         # Whoever stores an invalid row waits for a lock: that is the second group.
         db.rows(
             "create or replace function wait() returns trigger language plpgsql as"
@@ -448,7 +460,7 @@ class Halfway:
         self._blocker = db.connect()
         self._blocker.execute("select pg_advisory_lock(1)")
         self.file = numbered(10_000) + "bad,\n" + numbered(20_000, 10_000).partition("\n")[2]
-        self._thread = threading.Thread(target=self._send, args=(office, url, to))
+        self._thread = threading.Thread(target=self._send, args=(office, url))
         self._thread.start()
         until(lambda: self.waiting("advisory") == 1)
         self.batch = db.value("select batch_id from batch_imports")
@@ -468,16 +480,17 @@ class Halfway:
             thread = threading.Thread(target=lambda: connection.execute(statement, [self.batch]))
             thread.start()
             until(lambda: self.waiting("transactionid") == 1)
-            answer = self.go_on()
+            self._blocker.close()
             thread.join()
-        return answer
+        return self.go_on()
 
-    def _send(self, office: Office, url: str, to: Any) -> None:
+    def _send(self, office: Office, url: str) -> None:
         with httpx2.Client(base_url=url, timeout=120) as client:
-            self.answer = office.post(client, self.file, key="half", **to)
+            self.answer = office.post(client, self.file, key="half")
 
     def go_on(self) -> Any:
         self._blocker.close()
+        self._third.set()
         self._thread.join()
         return self.answer
 
@@ -489,8 +502,10 @@ def url(settings: Settings) -> Iterator[str]:
 
 
 @pytest.mark.own_database
-def test_a_batch_is_not_dialed_before_its_import_has_finished(db: TestDatabase, url: str, office: Office) -> None:
-    half = Halfway(db, office, url)
+def test_a_batch_is_not_dialed_before_its_import_has_finished(
+    db: TestDatabase, url: str, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Halfway(db, office, url, monkeypatch)
     row = db.batch_row(half.batch)
     assert (row["status"], row["total_contacts"]) == ("paused", 10_000)
     assert row["error_message"] == "The import of its contacts has not finished"
@@ -500,8 +515,10 @@ def test_a_batch_is_not_dialed_before_its_import_has_finished(db: TestDatabase, 
 
 
 @pytest.mark.own_database
-def test_whoever_resumes_or_pauses_during_an_import_has_the_say(db: TestDatabase, url: str, office: Office) -> None:
-    half = Halfway(db, office, url)
+def test_whoever_resumes_or_pauses_during_an_import_has_the_say(
+    db: TestDatabase, url: str, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Halfway(db, office, url, monkeypatch)
     answer = half.during("select resume_batch(%s)").json()
     row = db.batch_row(half.batch)
     assert (answer["status"], row["status"], row["error_message"]) == ("processing", "processing", None)
@@ -509,9 +526,9 @@ def test_whoever_resumes_or_pauses_during_an_import_has_the_say(db: TestDatabase
 
 @pytest.mark.own_database
 def test_a_cancel_during_an_import_refuses_the_rest_and_says_what_was_added(
-    db: TestDatabase, url: str, office: Office
+    db: TestDatabase, url: str, office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half = Halfway(db, office, url)
+    half = Halfway(db, office, url, monkeypatch)
     response = half.during("select cancel_batch(%s)")
     answer = response.json()
     assert (response.status_code, answer["code"]) == (400, "batch_already_cancelled")
@@ -521,11 +538,11 @@ def test_a_cancel_during_an_import_refuses_the_rest_and_says_what_was_added(
 
 @pytest.mark.own_database
 def test_an_import_that_broke_off_goes_on_when_the_file_is_sent_again(
-    db: TestDatabase, url: str, office: Office
+    db: TestDatabase, url: str, office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for again in ({"key": "half"}, {"to": "batch"}):
         db.rows("truncate call_batches cascade")
-        half = Halfway(db, office, url)
+        half = Halfway(db, office, url, monkeypatch)
         db.rows(
             "select pg_terminate_backend(pid) from pg_stat_activity"
             " where wait_event_type = 'Lock' and datname = current_database()"
