@@ -18,6 +18,8 @@ import psycopg
 from psycopg import sql
 from psycopg.abc import PQGen
 from psycopg.generators import send
+from psycopg.pq import DiagnosticField
+from psycopg.pq.abc import PGresult
 from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from starlette.requests import Request
@@ -71,11 +73,21 @@ def connect_database(settings: Settings, observer: Observer = NOBODY) -> Databas
 
 
 class _Pipeline(psycopg.AsyncPipeline):
-    """Sends no Flush after its Sync, which flushes already.
+    """psycopg's, with two faults mended.
 
-    psycopg sends the Flush by itself. PgBouncer in transaction mode may read it after the server's ReadyForQuery; it
-    then gives the client a server connection again, and takes it back only after the client's next request.
+    It sends no Flush after its Sync, which flushes already. PgBouncer in transaction mode may read the Flush after the
+    server's ReadyForQuery; it then gives the client a server connection again, and takes it back only after the
+    client's next request.
+
+    It expects an error and the Sync when the server refuses to commit. psycopg expects the Sync alone: it raises
+    IndexError when both have come, and gives the connection up otherwise.
     """
+
+    def _process_results(self, queued: Any, results: list[PGresult]) -> None:
+        (first, *_) = results
+        if queued is None and first.error_field(DiagnosticField.SEVERITY_NONLOCALIZED) == b"ERROR":
+            self.result_queue.appendleft(None)
+        super()._process_results(queued, results)
 
     def _fetch_gen(self, *, flush: bool) -> PQGen[None]:
         if flush:
@@ -136,11 +148,10 @@ class PostgresDatabase:
                 try:
                     return await self._execute(caller, procedure, values)
                 except psycopg.Error as error:
-                    cause = _cause(error)
-                    operation.details["sqlstate"] = cause.sqlstate or ""
-                    if last_try or cause.sqlstate not in _RETRY_SQLSTATES:
-                        _check_json(cause.sqlstate, arguments)
-                        raise _translate(cause) from None
+                    operation.details["sqlstate"] = error.sqlstate or ""
+                    if last_try or error.sqlstate not in _RETRY_SQLSTATES:
+                        _check_json(error.sqlstate, arguments)
+                        raise _translate(error) from None
                     operation.outcome = "retry"
         raise AssertionError("unreachable")
 
@@ -276,17 +287,6 @@ def _is_closed_by_server(connection: psycopg.AsyncConnection[Any]) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _cause(error: psycopg.Error) -> psycopg.Error:
-    """What Postgres said. When it refuses to commit a pipeline, psycopg raises that it could not leave
-    the pipeline, in the context of the error proper."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, psycopg.Error) and cause.sqlstate is not None:
-            return cause
-        cause = cause.__context__
-    return error
 
 
 def _translate(error: psycopg.Error) -> Exception:

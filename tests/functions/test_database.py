@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -19,6 +20,7 @@ import pytest
 from psycopg_pool.base import AttemptWithBackoff
 from starlette.testclient import TestClient
 
+from functions._shared import database
 from functions._shared.auth import Caller
 from functions._shared.database import PostgresDatabase
 from functions._shared.errors import FunctionError
@@ -492,6 +494,41 @@ def test_a_serialization_failure_at_commit_is_tried_once_more(settings: Settings
         answer = case.cancel(client)
     assert (answer.status_code, answer.json()["contacts_skipped"]) == (200, 3)
     assert db.value("select count(*) from batch_events") == 1
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "as they come"])
+@pytest.mark.parametrize("sqlstate", ["40001", "23514"])
+@pytest.mark.own_database
+def test_a_refused_commit_leaves_the_connection_usable_however_the_replies_come(
+    settings: Settings,
+    db: TestDatabase,
+    own_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sqlstate: str,
+    at_once: bool,
+) -> None:
+    def sync_and_be_slow(pipeline: psycopg.AsyncPipeline) -> None:
+        """Send the Sync, and look at the socket again when the whole reply is there."""
+
+        def sync() -> None:
+            pipeline.pgconn.pipeline_sync()
+            select.select([pipeline.pgconn.socket], [], [])
+
+        pipeline.command_queue.append(sync)
+        pipeline.result_queue.append(None)
+
+    if at_once:
+        monkeypatch.setattr(database._Pipeline, "_enqueue_sync", sync_and_be_slow)
+    case = Case(db)
+    at_commit(db, sqlstate, 1)
+    with (
+        proxy(own_folder, db.functions_uri) as between,
+        serve(replace(settings, database_url=between.uri), pool_size=1) as client,
+    ):
+        between.replies_at_once = at_once
+        statuses = [case.cancel(client).status_code for _ in range(2)]
+    assert statuses == ([200, 400] if sqlstate == "40001" else [500, 200])
+    assert len(between.sent()) == 1
 
 
 # Lost answers.

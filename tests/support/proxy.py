@@ -12,6 +12,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
 _SOCKET = ".s.PGSQL.5432"
+_READY = b"Z\x00\x00\x00\x05"
+"""A ReadyForQuery, without the status of the transaction."""
 
 
 class Proxy:
@@ -26,6 +28,8 @@ class Proxy:
         self.passes_replies = threading.Event()
         """Cleared: what the server says is held back."""
         self.passes_replies.set()
+        self.replies_at_once = False
+        """Whether what the server says comes in one piece, when it is ready for the next query."""
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(str(folder / _SOCKET))
         self._listening.listen()
@@ -75,9 +79,14 @@ class Proxy:
 
     def _replies(self, client: socket.socket, server: socket.socket, _sent: bytearray) -> None:
         with contextlib.suppress(OSError):
+            said = b""
             while data := server.recv(65_536):
+                said += data
+                if self.replies_at_once and said[-6:-1] != _READY:
+                    continue
                 self.passes_replies.wait()
-                client.sendall(data)
+                client.sendall(said)
+                said = b""
         with contextlib.suppress(OSError):
             client.shutdown(socket.SHUT_RDWR)
 
