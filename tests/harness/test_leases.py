@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
 import pytest
 
 from functions.postgres_server import PostgresServer
 
-from ..support.database import connect
-from ..support.leases import DatabasePool
+from ..support.database import Connection, connect
+from ..support.leases import DatabasePool, LeasedDatabase
 
 pytestmark = pytest.mark.one_postgres
 
@@ -105,6 +107,26 @@ def test_connections_that_a_test_left_open_are_ended(databases: DatabasePool) ->
         assert database.owner.execute("select from agencies").rowcount == 0
     with pytest.raises(psycopg.OperationalError):
         left_open.execute("select")
+
+
+def test_a_connection_that_comes_while_the_others_are_ended_is_ended_too(
+    databases: DatabasePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[Connection] = []
+    rows = LeasedDatabase._rows
+
+    def and_connect(database: LeasedDatabase, query: str, *values: Any) -> list[dict[str, Any]]:
+        found = rows(database, query, *values)
+        if "pg_terminate_backend" in query and not late:
+            late.append(connect(database.uri))
+        return found
+
+    monkeypatch.setattr(LeasedDatabase, "_rows", and_connect)
+    with databases.leased() as database:
+        left_open = connect(database.uri)
+    for connection in (left_open, *late):
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("select")
 
 
 def test_a_test_that_ended_its_owners_connection_leaves_the_next_one_another(databases: DatabasePool) -> None:
