@@ -33,7 +33,9 @@ from functions.dialer.simulated_carrier import Behaviour, create_carrier
 
 from ..support.ports import unanswered_port
 from ..support.serving import serving
+from ..support.simulator import record
 from ..support.ultravox import API_KEY, UltravoxStandIn
+from ..support.waiting import until
 
 pytestmark = pytest.mark.one_postgres
 
@@ -116,20 +118,25 @@ def an_open_call(call: Call) -> OpenCall:
 
 @contextmanager
 def connected(carrier: str) -> Iterator[Account]:
+    stand_in = UltravoxStandIn()
     if carrier == "ultravox":
-        stand_in = UltravoxStandIn()
-        app, let_answer, name = stand_in.app(), stand_in.answer, carrier
+        app, name = stand_in.app(), carrier
     else:
         # The first call of a queueing one is dialed at once, and the second after an hour.
         dials_per_s = 1 / 3600 if carrier.startswith("queueing") else None
         behaviour = Behaviour(ring_s=(0.0, 0.0), talk_s=(3600.0, 3600.0), unanswered=0.0, dials_per_s=dials_per_s)
-        app, let_answer, name = create_carrier(behaviour), lambda: None, "simulator"
+        app, name = create_carrier(behaviour), "simulator"
     front = Front(app)
     with serving(front) as (host, port):
-        settings = Settings(
-            carrier=name, carrier_url=f"http://{host}:{port}", ultravox_api_key=API_KEY, carrier_timeout_s=60.0
-        )
-        yield Account(front, settings, let_answer)
+        url = f"http://{host}:{port}"
+
+        def are_answered() -> bool:
+            calls = record(url)
+            answered = [call for call in calls if call["joined_at_utc"]]
+            return len(answered) == (1 if carrier.startswith("queueing") else len(calls))
+
+        settings = Settings(carrier=name, carrier_url=url, ultravox_api_key=API_KEY, carrier_timeout_s=60.0)
+        yield Account(front, settings, stand_in.answer if carrier == "ultravox" else lambda: until(are_answered))
 
 
 @pytest.fixture(params=CARRIERS)
