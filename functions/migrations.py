@@ -31,7 +31,7 @@ _LOCK_KEY = 0x6C617374  # "last"
 _LOCK_TRIES = 60
 _LET_OTHERS_PASS_S = 1.0
 _HEADER = """\
--- Who is in the way of this is not made to wait for long: it gives up, and is run again.
+-- This migration holds up nobody for long: when it must wait for a lock, it gives up, and is run again.
 set local lock_timeout = '500ms';
 
 """

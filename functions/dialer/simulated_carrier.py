@@ -39,7 +39,7 @@ _WEBHOOK_TRIES = 5
 _END_REASONS = {"answered": "hangup", "hung_up": "hangup", "no_answer": "unjoined"}
 """Of outcomes; any other is its own reason."""
 _TYPES = {"dials_per_s": float, "max_calls": int}
-"""Of options without a default; any other is a text."""
+"""The types of options without a default; any other such option is a text."""
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - what such secrets begin with
 
 

@@ -5,7 +5,7 @@ create type public.cancel_batch_result as (
   contacts_skipped integer,
   message          text,
   calls_in_progress integer,  -- let through by start_call and not over
-  calls_starting    integer   -- of these, how many the carrier may get only now (see public.batch_silence)
+  calls_starting    integer   -- of these, how many can still start (see public.batch_silence)
 );
 
 -- Cancel a batch: contacts not yet called are skipped. Calls in progress finish, or end at once with p_end_calls.

@@ -5,7 +5,7 @@ create type public.pause_batch_result as (
   paused_at timestamptz,
   message   text,
   calls_in_progress integer,  -- let through by start_call and not over: these finish
-  calls_starting    integer   -- of these, how many the carrier may get only now (see public.batch_silence)
+  calls_starting    integer   -- of these, how many can still start (see public.batch_silence)
 );
 
 -- Pause a batch: no further call starts, calls in progress finish, and resume_batch goes on where it

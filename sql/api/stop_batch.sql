@@ -4,7 +4,7 @@ create type public.stop_batch_result as (
   contacts_released integer,              -- taken out of the call queue, to be called when resumed
   contacts_skipped  integer,              -- with skip_remaining
   calls_in_progress integer,              -- let through by start_call and not over
-  calls_starting    integer               -- of these, how many the carrier may get only now (see public.batch_silence)
+  calls_starting    integer               -- of these, how many can still start (see public.batch_silence)
 );
 
 -- Stop a batch: no further call starts, the call queue is emptied. Calls in progress finish, or end at once with

@@ -1,4 +1,4 @@
--- What became of a report about a call: changed; unchanged, since the call is over or not started; or unknown,
+-- The result of a report about a call: changed; unchanged, since the call is over or not started; or unknown,
 -- since no call has this id and this lease.
 create type public.reported_call as (call_id bigint, lease uuid, result text);
 

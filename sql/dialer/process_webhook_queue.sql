@@ -1,6 +1,6 @@
 -- An event to apply: to which call, and what it says.
 create type private.webhook_event as (id bigint, event_type text, call_id bigint, call jsonb, lease uuid);
--- What became of it.
+-- The result of one event.
 create type private.webhook_outcome as (id bigint, status public.webhook_status, error_message text);
 
 -- Apply events to the calls of one batch, in a group: one change of the batch's counters.

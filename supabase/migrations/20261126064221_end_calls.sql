@@ -1,4 +1,4 @@
--- Who is in the way of this is not made to wait for long: it gives up, and is run again.
+-- This migration holds up nobody for long: when it must wait for a lock, it gives up, and is run again.
 set local lock_timeout = '500ms';
 
 -- file: schema/call_batches.sql a1d7a67b7f294560b93871b771a4502fe7eeed48bd7c7700bc52cab070d75740
@@ -64,7 +64,7 @@ $$;
 revoke execute on function private.count_starting(public.call_batches) from public;
 comment on function private.count_starting(public.call_batches) is 'The calls that can still start.';
 
--- file: api/cancel_batch.sql aa7c88d69d614983c5d270654d88d8cc9cb24586aa5e4a2cf5bc019377377d29
+-- file: api/cancel_batch.sql 85b399bc9f1418c54cda2ad7276b64dc9db3d07e7f9a37de2d2804a2d55fbe18
 -- squawk-ignore ban-drop-function
 drop function public.cancel_batch(uuid, text, text);
 -- squawk-ignore ban-drop-function
@@ -153,7 +153,7 @@ grant  execute on function public.cancel_batch(uuid, text, text, boolean) to aut
 comment on function public.cancel_batch(uuid, text, text, boolean) is
   'Cancel a call batch for good: remaining contacts are skipped, calls in progress finish.';
 
--- file: api/stop_batch.sql c12478e991432325e96c4e956dca7783b9fadcf1ed8e04326887689d1fdf61f5
+-- file: api/stop_batch.sql 69888b06d44effbe300684ea2aea80339b054efce1d496bbe6069bba62fc5131
 -- squawk-ignore ban-drop-function
 drop function public.stop_batch(text, text, boolean, text, text);
 -- squawk-ignore ban-drop-function
@@ -267,6 +267,80 @@ grant  execute on function private.find_user_batch(text, text) to authenticated,
 comment on function public.stop_batch(text, text, boolean, text, text, boolean) is
   'Stop a call batch: its queue is emptied, calls in progress finish; it can be resumed.';
 
+-- file: api/pause_batch.sql 81df13186397a90955c09f6255ec6ddd3d1e1cc71b8f2d87f8c5fe44880a72e8
+
+-- Pause a batch: no further call starts, calls in progress finish, and resume_batch goes on where it
+-- was. Leased contacts go back to where they were: no dialer can start them.
+-- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no such batch
+-- of the agency), PT400 (neither processing nor scheduled), PT409 (idempotency key reused).
+-- Contract: calls-batch-pause.
+create or replace function private.pause_batch(
+  p_agency_id uuid, p_batch_id uuid, p_idempotency_key text, p_reason text)
+returns public.pause_batch_result
+language plpgsql volatile
+security definer  -- callers hold no table grants; this is their only door
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_actor    private.actor := private.require_admin(p_agency_id);
+  v_batch    public.call_batches;
+  v_request  jsonb := jsonb_build_object(
+    'procedure', 'pause_batch', 'batch_id', p_batch_id, 'reason', p_reason, 'actor', v_actor.id);
+  v_answer   jsonb;
+  v_released integer;
+  v_result   public.pause_batch_result;
+begin
+  v_batch := private.lock_batch(p_agency_id, p_batch_id);
+  v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
+  if v_answer is not null then
+    return jsonb_populate_record(v_result, v_answer);
+  end if;
+  if v_batch.status not in ('processing', 'scheduled') then
+    perform private.refuse_status(
+      format('Only a processing or scheduled batch can be paused; this one is %s', v_batch.status),
+      'batch_not_pausable');
+  end if;
+
+  v_released := private.release_queued(p_agency_id, p_batch_id, v_batch.claim_cursor, 'infinity');
+  v_result := row(true, v_batch.id, 'paused'::public.batch_status, clock_timestamp(),
+    'Batch paused. In-progress calls will continue until they complete.'::text,
+    v_batch.in_progress, private.count_starting(v_batch));
+  update public.call_batches b
+     set status = 'paused',
+         queued = 0,
+         paused_at = v_result.paused_at
+   where b.agency_id = p_agency_id and b.id = p_batch_id;
+  perform private.record_event(p_agency_id, v_batch, v_actor, 'pause', 'paused', v_released,
+    p_reason => p_reason, p_idempotency_key => p_idempotency_key,
+    p_request => v_request, p_response => to_jsonb(v_result));
+  return v_result;
+end;
+$$;
+
+revoke execute on function private.pause_batch(uuid, uuid, text, text) from public;
+grant  execute on function private.pause_batch(uuid, uuid, text, text) to authenticated, service_role, lastcall_admin;
+comment on function private.pause_batch(uuid, uuid, text, text) is 'public.pause_batch, for a batch of a known agency.';
+
+-- The door to private.pause_batch for users, services and consoles.
+-- idempotency_key: a repeat with the same key and arguments gets the first answer again.
+-- reason: kept in the audit trail.
+create or replace function public.pause_batch(
+  batch_id uuid default null, idempotency_key text default null, reason text default null)
+returns public.pause_batch_result
+language sql volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+set default_transaction_isolation = 'read committed'  -- by PostgREST, for its transaction
+set statement_timeout = '5min'  -- by PostgREST, instead of the role's: the time grows with the batch
+as $$
+  select private.pause_batch(private.find_batch_agency(batch_id), batch_id, idempotency_key, reason)
+$$;
+
+revoke execute on function public.pause_batch(uuid, text, text) from public, anon;
+grant  execute on function public.pause_batch(uuid, text, text) to authenticated, service_role, lastcall_admin;
+comment on function public.pause_batch(uuid, text, text) is
+  'Pause a call batch: no further call starts, calls in progress finish; it can be resumed.';
+
 -- file: api/batch_silence.sql 8c04b11415645b5cc846f965c2c862b274e83f3c23ab9dedfcae764335948df6
 
 -- Whether calls of a batch can still start, and which are in progress.
@@ -342,8 +416,8 @@ grant  execute on function public.batch_silence(text, text) to authenticated, se
 comment on function public.batch_silence(text, text) is
   'Whether calls of a batch can still start, since when not, and which are in progress.';
 
--- file: dialer/confirm_call.sql 57c9fa0f1e8582aa505763174d157b2f8ae770f41eb9ac3973fab4e122321714
--- What became of a report about a call: changed; unchanged, since the call is over or not started; or unknown,
+-- file: dialer/confirm_call.sql 02ea3cb8dc195fc5b70421c0ee1363b704a8a5a37773b915dc8daba4fe133f4f
+-- The result of a report about a call: changed; unchanged, since the call is over or not started; or unknown,
 -- since no call has this id and this lease.
 
 -- The result of a report that changed nothing.
@@ -596,9 +670,9 @@ revoke execute on function public.finish_call(uuid, jsonb) from public, anon, au
 grant  execute on function public.finish_call(uuid, jsonb) to service_role, lastcall_admin;
 comment on function public.finish_call(uuid, jsonb) is 'Record the results of calls of one batch.';
 
--- file: dialer/process_webhook_queue.sql c7d0b0d8a8af98608865fa8648b76c0ce1937a0d0947597ca996778199af72d1
+-- file: dialer/process_webhook_queue.sql e58d67a042a78d048dd4e7840298911f74f4469d8607fed263cd07a1d2a79b72
 -- An event to apply: to which call, and what it says.
--- What became of it.
+-- The result of one event.
 
 -- Apply events to the calls of one batch, in a group: one change of the batch's counters.
 -- Returns what became of each, or null, without waiting, when someone else holds the batch.

@@ -1,5 +1,5 @@
-"""What the dialer relies on with each carrier: how calls are placed, found, withdrawn and hung up, and what it means
-when the carrier refuses, fails, is late or is away."""
+"""Each carrier places, finds, withdraws and hangs up calls by the rules that the dialer relies on, and its refusals,
+failures and absences become the same errors."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_a_queued_call_is_withdrawn_and_never_dialed(queueing: Account, request_
     assert queueing.about("find", call) == queueing.about(request_name, call) == withdrawn
 
 
-# What the answers of a server mean.
+# Answers of a server, and the errors that they become.
 
 MEANS: dict[int, type[Exception]] = {
     401: AccountRefusedError,

@@ -237,7 +237,7 @@ def test_whether_the_carrier_queues_a_call_must_be_true_or_false(db: TestDatabas
     assert refused.value.sqlstate == "PT400"
 
 
-# What the two procedures answer and write down.
+# Answers and audit trail of the two procedures.
 
 
 @pytest.mark.parametrize("procedure", END_CALLS)
