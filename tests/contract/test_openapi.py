@@ -309,6 +309,38 @@ def _choices(schema: Object) -> list[Any]:
     return [value for value in schema.get("enum", []) if value is not None]
 
 
+# Enumerations.
+
+
+@pytest.mark.parametrize(
+    ("schema", "written"),
+    [
+        ("BatchStatus", ("schema/types.sql", r"type public\.batch_status as enum \((.*?)\);")),
+        ("ContactStatus", ("schema/types.sql", r"type public\.contact_status as enum \((.*?)\);")),
+        (
+            "CallStatus",
+            ("schema/types.sql", r"type public\.call_status as enum \(\s*'queued',(.*?)\);"),
+        ),  # queued: a lease
+        ("Batch/mode", ("schema/types.sql", r"type public\.batch_mode as enum \((.*?)\);")),
+        ("Batch/waiting_for", ("private/waiting_for.sql", r"(?:(?<!in )\(|then |else )('\w+')")),
+        ("Event/action", ("**/*.sql", r"record_event\((?:[^,]+,){3}\s*('\w+')")),
+        ("Event/actor_kind", ("schema/batch_events.sql", r"actor_kind in \((.*?)\)")),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_an_enumeration_has_the_values_that_the_sql_has_and_no_other(schema: str, written: tuple[str, str]) -> None:
+    files, pattern = written
+    name, _, field = schema.partition("/")
+    described = resolve(api()["components"]["schemas"][name])
+    values = _choices(described["properties"][field] if field else described)
+    texts = [
+        found
+        for path in (ROOT / "sql").glob(files)
+        for found in re.findall(f"(?s){pattern}", re.sub("--.*", "", path.read_text()))
+    ]
+    assert set(values) == {value for text in texts for value in re.findall(r"'(\w+)'", text)}
+
+
 # The codes of errors.
 
 
