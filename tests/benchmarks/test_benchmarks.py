@@ -68,8 +68,8 @@ def test_imports_of_every_size(lab: Lab) -> None:
 
 
 def test_a_held_batch_and_a_cancelled_one_beside_one_that_is_dialed(lab: Lab) -> None:
-    found = rows(held.run(lab, runs=1, held_s=1, size=200, contacts=200))
-    assert [row[0] for row in found] == ["held for 1 s", "cancelled, 200 contacts"]
+    found = rows(held.run(lab, runs=1, held_s=1, size=2_000, contacts=2_000))
+    assert [row[0] for row in found] == ["held for 1 s", "cancelled, 2,000 contacts"]
     assert all(float(row[2]) > 0 for row in found)
 
 
