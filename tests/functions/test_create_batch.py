@@ -155,6 +155,15 @@ def test_contacts_that_postgres_cannot_hold_are_400(
     assert response.status_code == 400
 
 
+@pytest.mark.parametrize("name", ["\x00", "start\x00"])
+def test_a_nul_in_the_name_of_a_setting_is_400(
+    db: TestDatabase, client: TestClient, owner: UUID, body: dict[str, Any], name: str
+) -> None:
+    hours = {"start": "09:00", "end": "17:00", name: "x"}
+    answer = refused(db, client, CREATE, owner, {**body, "calling_hours": hours})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_body")
+
+
 def test_create_refuses_others_as_cancel_does(db: TestDatabase, client: TestClient, body: dict[str, Any]) -> None:
     agency = db.value("select agency_id from users limit 1")
     stranger = db.user(db.agency("Other"))
