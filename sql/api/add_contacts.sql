@@ -28,6 +28,7 @@ declare
   v_contacts private.inserted_contacts;
   v_result   public.add_contacts_result;
 begin
+  perform private.admit_contacts(p_agency_id);
   v_batch := private.lock_batch(p_agency_id, p_batch_id);
   v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
   if v_answer is not null then

@@ -9,8 +9,8 @@ create type public.batch_silence_result as (
 );
 
 -- Whether calls of a batch can still start, and which are in progress.
--- A batch is silent when it is paused, stopped or over and none of its calls is starting. silent_since is the later of
--- two times, neither of them ahead: when the batch was ended, and when the last of its calls could start.
+-- A batch is silent when it is paused, stopped, held or over and none of its calls is starting. silent_since is the later
+-- of two times, neither of them ahead: when the batch was ended or held, and when the last of its calls could start.
 -- p_batch_id: a UUID, or with p_user_id or for services an external id (see private.find_user_batch).
 -- Raises PT401, PT403 (of no agency; neither that user nor an owner or admin), PT404 (no such batch of the agency, or
 -- of the user), PT400 (an id is missing).
@@ -24,6 +24,7 @@ declare
   v_uuid   constant text := '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$';
   v_target private.user_batch;
   v_batch  public.call_batches;
+  v_is_held boolean;
   v_result public.batch_silence_result;
 begin
   if coalesce(p_batch_id, '') = '' then
@@ -47,16 +48,18 @@ begin
   v_result.status := v_batch.status;
   v_result.calls_starting := private.count_starting(v_batch);
   v_result.calls_in_progress := v_batch.in_progress;
+  v_is_held := v_batch.status = 'processing' and private.is_held(v_batch, clock_timestamp());
   v_result.is_silent := v_result.calls_starting = 0
-    and v_batch.status in ('paused', 'stopped', 'completed', 'failed', 'cancelled');
+    and (v_is_held or v_batch.status in ('paused', 'stopped', 'completed', 'failed', 'cancelled'));
   v_result.silent_by := case when v_result.calls_starting > 0 and v_batch.place_by > clock_timestamp() and not exists (
       select from public.calls c
        where c.agency_id = v_batch.agency_id and c.batch_id = v_batch.id
          and c.status in ('in_progress', 'unknown') and c.carrier_queued) then v_batch.place_by end;
   v_result.silent_since := case when v_result.is_silent then least(clock_timestamp(), greatest(
-    case v_batch.status when 'paused' then v_batch.paused_at
-                        when 'stopped' then v_batch.stopped_at
-                        else v_batch.completed_at end,
+    case when v_is_held then private.held_since(v_batch)
+         when v_batch.status = 'paused' then v_batch.paused_at
+         when v_batch.status = 'stopped' then v_batch.stopped_at
+         else v_batch.completed_at end,
     v_batch.place_by)) end;
   return v_result;
 end;

@@ -72,6 +72,7 @@ begin
   end if;
   perform private.limit_requests(v_actor, 'create_batch');
 
+  perform private.admit_contacts(p_agency_id);
   v_batch := private.check_batch(p_agency_id, p_batch, v_actor);
   select m.* into v_agent
     from public.agent_mappings m

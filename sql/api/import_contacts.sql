@@ -23,6 +23,7 @@ declare
   v_contacts private.inserted_contacts := (0, 0, 0);
 begin
   perform private.require_admin(p_agency_id);
+  perform private.admit_contacts(p_agency_id);
   v_batch := private.lock_batch(p_agency_id, p_batch_id);
   v_import := private.find_import(p_agency_id, p_batch_id, p_import_id);
   if v_import.finished_at is not null then

@@ -6,9 +6,9 @@ create type public.resume_batch_result as (
 );
 
 -- Go on with a paused or stopped batch: it is scheduled again when its time is still to come, or else
--- processing at once. A batch that was ended early goes on with what was added since.
+-- processing at once. A batch that was ended early goes on with what was added since. A batch that a hold reaches is held.
 -- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no such batch
--- of the agency), PT400 (neither paused nor stopped), PT409 (idempotency key reused).
+-- of the agency), PT400 (neither paused nor stopped), PT409 (idempotency key reused), PT503 (a hold is being placed).
 -- Contract: calls-batch-resume, from stopped too.
 create or replace function private.resume_batch(
   p_agency_id uuid, p_batch_id uuid, p_idempotency_key text, p_reason text)
@@ -20,12 +20,14 @@ as $$
 declare
   v_actor   private.actor := private.require_admin(p_agency_id);
   v_batch   public.call_batches;
+  v_mark    private.hold_mark;
   v_now     timestamptz;
   v_request jsonb := jsonb_build_object(
     'procedure', 'resume_batch', 'batch_id', p_batch_id, 'reason', p_reason, 'actor', v_actor.id);
   v_answer  jsonb;
   v_result  public.resume_batch_result;
 begin
+  perform private.admit_live(p_agency_id);
   v_batch := private.lock_batch(p_agency_id, p_batch_id);
   v_now := clock_timestamp();
   v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
@@ -38,12 +40,14 @@ begin
       'batch_not_resumable');
   end if;
 
+  v_mark := private.find_mark(v_batch);
   if v_batch.scheduled_for > v_now then
     v_result := row(true, v_batch.id, 'scheduled'::public.batch_status,
       'Batch scheduled to resume at ' || to_char(v_batch.scheduled_for at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'));
   else
     v_result := row(true, v_batch.id, 'processing'::public.batch_status,
-      'Batch resumed. The processor will start making calls on the next run.'::text);
+      case when v_mark.is_held then 'Batch resumed. A hold reaches it: no call starts until the hold is lifted.'
+           else 'Batch resumed. The processor will start making calls on the next run.' end);
   end if;
   update public.call_batches b
      set status = v_result.status,
@@ -51,6 +55,8 @@ begin
          stopped_at = null,
          started_at = case when v_result.status = 'processing' then coalesce(b.started_at, v_now) else b.started_at end,
          skip_remaining = false,
+         is_held = v_mark.is_held,
+         held_until = v_mark.held_until,
          next_claim_at = v_now
    where b.agency_id = p_agency_id and b.id = p_batch_id;
   perform private.record_event(p_agency_id, v_batch, v_actor, 'resume', v_result.status, 0,

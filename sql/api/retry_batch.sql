@@ -31,6 +31,7 @@ declare
   v_added   integer;
   v_result  public.retry_batch_result;
 begin
+  perform private.admit_contacts(p_agency_id);
   -- Held, so that of two retries at once the second one sees the first one's.
   v_batch := private.lock_batch(p_agency_id, p_batch_id);
   v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);

@@ -8,13 +8,13 @@ create type public.start_batch_result as (
 );
 
 -- Start a batch now: one that waits for its time, or that is paused or stopped. Starting one that is being
--- dialed is a success. With p_call_data (a JSON array of 1 to 10,000 objects with phoneNumber; their other keys are told to the
+-- dialed is a success. A batch that a hold reaches is held. With p_call_data (a JSON array of 1 to 10,000 objects with phoneNumber; their other keys are told to the
 -- agent), these are called instead of the stored contacts that were not called yet, which are skipped; with
 -- p_calling_numbers, from these numbers of the agency.
 -- The batch and user come from private.find_user_batch and are checked again here.
 -- Raises PT401, PT403 (of no agency; neither the user nor an owner or admin), PT404 (no such batch of the user),
 -- PT400 (completed, cancelled or failed; invalid contacts; not an active number), PT409 (idempotency key reused),
--- PT429 (too many requests).
+-- PT429 (too many requests), PT503 (a hold is being placed).
 -- Contract: start-calling, from stopped too.
 create or replace function private.start_batch(
   p_agency_id uuid, p_batch_id uuid, p_user_id uuid, p_given_id text, p_call_data jsonb, p_calling_numbers text[],
@@ -35,6 +35,7 @@ declare
   v_now      timestamptz;
   v_contacts private.inserted_contacts := (0, 0, 0);
   v_replaced integer := 0;
+  v_mark     private.hold_mark;
   v_result   public.start_batch_result;
 begin
   if not private.is_agency_admin(v_actor) and p_user_id is distinct from v_actor.id then
@@ -42,6 +43,10 @@ begin
       detail = '{"code": "role_not_allowed"}';
   end if;
 
+  perform private.admit_live(p_agency_id);
+  if p_call_data is not null then
+    perform private.admit_contacts(p_agency_id);
+  end if;
   v_batch := private.lock_batch(p_agency_id, p_batch_id);
   v_now := clock_timestamp();
   if p_user_id is not null and v_batch.user_id is distinct from p_user_id then
@@ -66,18 +71,22 @@ begin
                        else d.call end order by d.place)
         from jsonb_array_elements(p_call_data) with ordinality as d (call, place)) end);
   end if;
+  v_batch.calling_numbers := coalesce(p_calling_numbers, v_batch.calling_numbers);
+  v_mark := private.find_mark(v_batch);
   update public.call_batches b
      set status = 'processing',
          queued = case when p_call_data is null then b.queued else 0 end,
          skipped = b.skipped + v_replaced,
          total_contacts = b.total_contacts + v_contacts.added,
-         calling_numbers = coalesce(p_calling_numbers, b.calling_numbers),
+         calling_numbers = v_batch.calling_numbers,
          mode = 'immediate',
          scheduled_for = null,
          started_at = coalesce(b.started_at, v_now),
          paused_at = null,
          stopped_at = null,
          skip_remaining = false,
+         is_held = v_mark.is_held,
+         held_until = v_mark.held_until,
          next_claim_at = case when b.status = 'processing' then least(b.next_claim_at, v_now) else v_now end
    where b.agency_id = p_agency_id and b.id = p_batch_id;
   v_result := row(p_given_id, 'processing'::public.batch_status,

@@ -56,6 +56,17 @@ begin
     return;
   end if;
   v_now := clock_timestamp();
+  if v_batch.last_claimed_at is null then
+    -- A batch that came in being dialed, by a plain insert: nobody looked at the holds.
+    select m.is_held, m.held_until into v_batch.is_held, v_batch.held_until from private.find_mark(v_batch) m;
+    update public.call_batches b
+       set is_held = v_batch.is_held,
+           held_until = v_batch.held_until
+     where b.agency_id = p_agency_id and b.id = p_batch_id and v_batch.is_held;
+  end if;
+  if private.is_held(v_batch, v_now) then
+    return;
+  end if;
   v_expires_at := v_now + make_interval(secs => p_lease_seconds);
   v_limit := greatest(least(p_max_contacts, v_batch.max_concurrent - v_batch.queued - v_batch.in_progress), 0);
 
@@ -215,6 +226,7 @@ begin
      where b.status = 'processing'
        and b.next_claim_at <= v_now
        and (b.max_concurrent is null or b.queued + b.in_progress < b.max_concurrent)
+       and not (b.is_held and coalesce(b.held_until > v_now, true))
        and (p_batch_id is null or b.id = p_batch_id)
      -- A claim at a time to come is of a clock that stepped back.
      order by case when b.last_claimed_at <= v_now + interval '1 minute' then b.last_claimed_at end nulls first,

@@ -2,9 +2,9 @@
 -- p_results: a JSON array of objects with call_id, lease, status (completed, failed, unknown or missing) and,
 -- where known, outcome, duration_seconds, carrier_call_id, notes, counted. A failed call with attempts left
 -- puts its contact back, due after the batch's retry delay, unless its outcome is not one to try
--- again after, or the batch is over (cancelled, or ended early): then the contact is failed.
+-- again after, the batch is over (cancelled, or ended early), or the contact was skipped meanwhile: then the contact is failed.
 -- A failed call with counted false was no attempt, since the carrier took no calls: the contact keeps the
--- attempts it had and, unless the batch is over, goes back whatever the outcome.
+-- attempts it had and, unless the batch is over or the contact was skipped, goes back whatever the outcome.
 -- A call is unknown when nobody could tell whether the carrier got it. It stays in progress until the carrier
 -- tells its end or that there was no such call; it is never placed again before.
 -- A call is missing when the carrier was asked, by carrier_call_id if that was known, and has no such call. One that it
@@ -92,7 +92,7 @@ begin
     v_last := greatest(v_last, v_call.place_by);
 
     select case when v_result.status = 'completed' then 'completed'
-                when v_batch.status <> 'cancelled' and not v_batch.skip_remaining
+                when v_batch.status <> 'cancelled' and not v_batch.skip_remaining and not v_call.is_last
                  and (v_result.is_no_attempt
                       or c.attempts < c.max_attempts
                      and (v_batch.retry_outcomes is null or v_call.outcome = any (v_batch.retry_outcomes)))

@@ -1,6 +1,7 @@
 -- The calls that the carrier has to end.
 --   hang_up is true     somebody asked for the end of the call (end_calls): whatever it does, it ends
---   otherwise           its batch is paused, stopped or over and the carrier queues it: it is withdrawn, unless it rings
+--   otherwise           its batch is paused, stopped, held or over, or its contact was skipped, and the carrier queues it:
+--                       it is withdrawn, unless it rings
 -- A call that was given is not given again for 5 seconds: the dialer that took it may be gone, and the carrier away.
 -- Two who ask at once get different ones.
 -- Reads the open calls alone, of all batches. Takes no batch, since it changes nothing of what a batch's row guards, and
@@ -31,10 +32,10 @@ begin
      where c.status in ('in_progress', 'unknown')
        and (c.hang_up or c.carrier_queued)
        and (c.end_asked_at is null or c.end_asked_at <= v_now - interval '5 seconds')
-       and (c.hang_up or exists (
+       and (c.hang_up or c.is_last or exists (
              select from public.call_batches b
               where b.agency_id = c.agency_id and b.id = c.batch_id
-                and b.status in ('paused', 'stopped', 'completed', 'failed', 'cancelled')))
+                and (b.status in ('paused', 'stopped', 'completed', 'failed', 'cancelled') or private.is_held(b, v_now))))
      order by c.end_asked_at nulls first
      limit p_max_calls
        for no key update skip locked

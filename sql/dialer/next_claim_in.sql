@@ -13,11 +13,13 @@ declare
 begin
   perform private.require_service();
   return (
-    select greatest(extract(epoch from b.next_claim_at - v_now)::double precision, 0)
+    select greatest(extract(epoch from greatest(b.next_claim_at, h.until) - v_now)::double precision, 0)
       from public.call_batches b
+     cross join lateral (select case when b.is_held then b.held_until end as until) h
      where b.status = 'processing' and b.next_claim_at is not null
        and (b.max_concurrent is null or b.queued + b.in_progress < b.max_concurrent)
-     order by b.next_claim_at
+       and (not b.is_held or b.held_until is not null)
+     order by greatest(b.next_claim_at, h.until)
      limit 1);
 end;
 $$;

@@ -69,7 +69,7 @@ comment on function private.complete_batch(uuid, uuid, private.actor) is 'Comple
 
 -- Move batches along: those with nothing left to call are completed; those that are due
 -- (pending or scheduled, with contacts, and scheduled_for past or null) start processing,
--- oldest first. Those that wait for their next_claim_at are claimed of every 10 minutes all the same: a clock that
+-- oldest first; one that a hold reaches is held. Those that wait for their next_claim_at are claimed of every 10 minutes all the same: a clock that
 -- stepped back leaves times that nothing waits for. Run it every few seconds; safe when two run at once.
 -- max_batches: the most that one run completes, the most that it wakes, and the most that it starts, 1 to 1000.
 -- Raises PT401, PT403 (not a service or console), PT400 (a number out of range).
@@ -85,6 +85,7 @@ declare
   v_result public.process_batches_result := (0, 0);
   v_live   record;
   v_batch  public.call_batches;
+  v_mark   private.hold_mark;
 begin
   if p_max_batches is null or p_max_batches not between 1 and 1000 then
     raise sqlstate 'PT400' using message = 'max_batches must be 1 to 1000',
@@ -116,18 +117,28 @@ begin
        set next_claim_at = v_now
      where b.agency_id = v_live.agency_id and b.id = v_live.id;
   end loop;
+  -- While a hold is being placed, the batches that it could reach are left for the next run.
+  perform from private.live_admission l for share skip locked;
+  if not found then
+    return v_result;
+  end if;
   for v_batch in
     select b.*
       from public.call_batches b
+      join public.agencies a on a.id = b.agency_id
      where b.status in ('pending', 'scheduled') and coalesce(b.scheduled_for, '-infinity') <= v_now
        and exists (select from public.campaign_contacts c where c.agency_id = b.agency_id and c.batch_id = b.id)
      order by b.created_at
      limit p_max_batches
-       for no key update skip locked
+       for no key update of b skip locked
+       for share of a skip locked
   loop
+    v_mark := private.find_mark(v_batch);
     update public.call_batches b
        set status = 'processing',
-           started_at = coalesce(b.started_at, v_now)
+           started_at = coalesce(b.started_at, v_now),
+           is_held = v_mark.is_held,
+           held_until = v_mark.held_until
      where b.agency_id = v_batch.agency_id and b.id = v_batch.id;
     perform private.record_event(v_batch.agency_id, v_batch, v_actor, 'process', 'processing', 0);
     v_result.batches_started := v_result.batches_started + 1;

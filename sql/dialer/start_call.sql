@@ -84,13 +84,13 @@ comment on function private.find_withheld(public.call_batches, private.leased_ca
   'Leased calls that must not be placed now.';
 
 -- The last gate before the carrier: of these calls of one claim, let those through that may be placed now,
--- and count the attempt. p_lease: as claim_contacts told it. A call passes while its batch is processing, its lease
--- runs, the number is not on the do-not-call list, the calling hours where the contact is have not ended, and the
+-- and count the attempt. p_lease: as claim_contacts told it. A call passes while its batch is processing and not held, its
+-- lease runs, the number is not on the do-not-call list, the calling hours where the contact is have not ended, and the
 -- number has calls left. The contact of a call that is withheld is skipped (do not call) or waits until it may be called.
 -- p_place_within_seconds: counted by the caller from before it asked, the time in which a request must leave for the
 -- carrier, or never leave. calls.place_by keeps the end of that time, counted from here and so never too early.
 -- Returns the calls to place as started; a call that is not among them must not be placed.
--- Since cancel and stop hold the same lock, whatever has not passed when they commit never will.
+-- Since cancel, stop and holds take the same lock, whatever has not passed when they commit never will.
 -- Raises PT401, PT403 (not a service or console), PT404, PT400 (no lease; a time not from 0.1 to 60 seconds).
 create or replace function private.start_call(
   p_agency_id uuid, p_batch_id uuid, p_call_ids bigint[], p_lease uuid, p_place_within_seconds double precision)
@@ -140,7 +140,7 @@ begin
         limit 1) k on true
      where k.is_known is null
      order by u.id);
-  if v_batch.status <> 'processing' then
+  if v_batch.status <> 'processing' or private.is_held(v_batch, v_now) then
     return v_result;
   end if;
 

@@ -27,6 +27,8 @@ begin
   v_batch.created_at := clock_timestamp();
   v_batch.next_claim_at := v_batch.created_at;
   v_batch.last_claimed_at := null;
+  v_batch.is_held := false;
+  v_batch.held_until := null;
   return v_batch;
 end;
 $$;

@@ -7,6 +7,7 @@ create type private.waiting as (waiting_for text, waiting_until timestamptz);
 --   process           the next run of process_batches, which starts it, or completes it
 --   resume            it is paused or stopped
 --   results           none is left to claim; those queued and in progress may come back
+--   hold              a hold reaches it
 --   calling_hours     outside its hours and days, and no contact with a time zone of its own is due
 --   max_concurrent    as many are queued or in progress
 --   calls_per_minute  as many calls were claimed in the last 60 seconds
@@ -39,6 +40,8 @@ begin
      or p_batch.queued + p_batch.in_progress + p_batch.completed + p_batch.failed + p_batch.skipped
         >= p_batch.total_contacts then
     return ('results', null)::private.waiting;
+  elsif private.is_held(p_batch, p_now) then
+    return ('hold', p_batch.held_until)::private.waiting;
   end if;
 
   if p_batch.calling_start is not null or p_batch.allowed_days is not null then

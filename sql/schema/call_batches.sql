@@ -44,6 +44,8 @@ create table public.call_batches (
   next_claim_at    timestamptz default now(),
   last_claimed_at  timestamptz,
   place_by         timestamptz,
+  is_held          boolean not null default false,
+  held_until       timestamptz,
   primary key (agency_id, id),
   unique (agency_id, external_id),
   foreign key (agency_id, user_id) references public.users (agency_id, id) on delete restrict,
@@ -74,3 +76,5 @@ comment on column public.call_batches.skip_remaining is 'The batch was ended ear
 comment on column public.call_batches.claim_cursor is 'Contacts up to this id were claimed, or come back by their due_at.';
 comment on column public.call_batches.next_claim_at is 'No contact can be claimed before this time; null: until one comes back.';
 comment on column public.call_batches.place_by is 'When the last of its calls so far could start: its request could leave, or it left the carrier''s queue.';
+comment on column public.call_batches.is_held is 'A hold reaches the batch, until held_until. Right while it is processing: whatever begins or resumes it looks again.';
+comment on column public.call_batches.held_until is 'When the last of its holds ends by itself; null: a person lifts it.';

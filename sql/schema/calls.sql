@@ -22,6 +22,7 @@ create table public.calls (
   carrier_queued   boolean not null default false,
   hang_up          boolean not null default false,
   end_asked_at     timestamptz,
+  is_last          boolean not null default false,
   primary key (agency_id, batch_id, id),
   -- None to the contact: deleting a batch of a million would look for each contact's calls.
   foreign key (agency_id, batch_id) references public.call_batches (agency_id, id) on delete cascade
@@ -46,3 +47,4 @@ comment on column public.calls.carrier_queued is
   'The carrier has accepted the call and was not heard to dial it yet.';
 comment on column public.calls.hang_up is 'Somebody asked for the end of the call, whatever it does.';
 comment on column public.calls.end_asked_at is 'When list_calls_to_end last gave the call.';
+comment on column public.calls.is_last is 'Its contact is not called again, however the call ends: it was skipped meanwhile.';

@@ -22,6 +22,10 @@ WAITING = {
     "stop_batch": "stop_batch(%(batch)s::text)",
     "pause_batch": "pause_batch(%(batch)s)",
     "resume_batch": "resume_batch(%(batch)s)",
+    "skip_contacts": "skip_contacts(%(batch)s, '{1}')",
+    "opt_out": "opt_out('+15550000001', agency_id => (select agency_id from call_batches where id = %(batch)s))",
+    "hold_calls": "hold_calls(everything => true)",
+    "lift_hold": "lift_hold((select id from holds))",
     "start_batch": "start_batch(%(batch)s::text)",
     "retry_batch": "retry_batch(%(batch)s)",
     "add_contacts": "add_contacts(%(batch)s, '[]')",
@@ -63,6 +67,7 @@ def detail(error: psycopg.Error) -> dict[str, Any]:
 def test_a_held_batch_is_refused_as_busy_and_nothing_changes(db: TestDatabase, procedure: str) -> None:
     batch = db.batch(db.agency())
     db.contacts(batch, pending=3)
+    db.rows("insert into holds (created_by_role) values ('postgres')")
     before = db.state()
     with held(db, batch), db.connect() as connection:
         error = refusal(connection, WAITING[procedure], batch)
@@ -77,7 +82,7 @@ def test_a_held_batch_is_refused_as_busy_and_nothing_changes(db: TestDatabase, p
 def test_these_are_all_procedures_that_wait_for_a_batch(db: TestDatabase) -> None:
     callers = db.rows(
         "select distinct proname from pg_proc where pronamespace = 'private'::regnamespace"
-        " and prosrc ~ 'private\\.lock_batch\\('"
+        " and prosrc ~ 'private\\.(lock_batch|mark_held)\\('"
     )
     assert {row["proname"] for row in callers} == set(WAITING)
 

@@ -7,14 +7,13 @@ is left to chance: the second one is seen waiting (or passing by) before the fir
 from __future__ import annotations
 
 import json
-import threading
-import time
 from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
 
+from ..support.arrivals import Arrival
 from ..support.database import Connection, TestDatabase
 
 ENDINGS = ["cancel_batch(%(batch)s)", "stop_batch(%(batch)s::text, skip_remaining => true)"]
@@ -33,38 +32,6 @@ CONTENDERS = {
     "cancel_batch": ("cancel_batch(%(batch)s)", False),
     "pause_batch": ("pause_batch(%(batch)s)", False),
 }
-
-
-class Arrival(threading.Thread):
-    """Runs one call on a connection of its own, in a thread."""
-
-    def __init__(self, db: TestDatabase, query: str, values: dict[str, Any]) -> None:
-        super().__init__()
-        self.db = db
-        self.connection = db.connect()
-        self.pid = self.connection.info.backend_pid
-        self.query = query
-        self.values = values
-        self.sqlstate: str | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self.connection.execute(self.query, self.values)
-        except psycopg.Error as error:
-            self.sqlstate = error.sqlstate
-        finally:
-            self.connection.close()
-
-    def waits(self) -> bool:
-        """Wait until it waits for a lock (True) or has ended (False)."""
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            if not self.is_alive():
-                return False
-            if self.db.value("select cardinality(pg_blocking_pids(%s))", self.pid) > 0:
-                return True
-        raise AssertionError("it neither waits nor ends")
 
 
 def world(db: TestDatabase) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ..support.database import TestDatabase, log_in_as
 BACKEND = ("agencies", "users", "campaigns", "agent_mappings", "agency_phone_numbers", "do_not_call")
 """What the backend brings by plain inserts."""
 TABLES = (*BACKEND, "call_batches", "campaign_contacts", "contact_data", "calls", "batch_events", "webhook_queue",
-          "batch_imports", "import_errors")  # fmt: skip
+          "batch_imports", "import_errors", "holds")  # fmt: skip
 ADMINS = ("agency_owner", "agency_admin")
 # What each role may execute; everything else in public and private is the owner's alone.
 PEOPLE = {
@@ -25,6 +25,7 @@ PEOPLE = {
             "create_batch", "add_contacts", "start_batch", "retry_batch",
             "check_import", "begin_import", "import_contacts", "finish_import", "list_import_errors",
             "cancel_batch", "stop_batch", "pause_batch", "resume_batch",
+            "skip_contacts", "opt_out", "hold_calls", "lift_hold", "list_holds",
             "list_batches", "get_batch", "get_user_batch", "list_batch_events", "export_contacts", "batch_silence",
             "rotate_webhook_secret", "list_dead_webhooks", "replay_webhooks",
         )
@@ -61,6 +62,7 @@ def world(db: TestDatabase) -> tuple[UUID, UUID, UUID]:
         batch = db.batch(agency, user, external_id=name, status="pending")
         db.calling(agency)
         db.rows("insert into do_not_call (agency_id, phone_number) values (%s, '+15559999999')", agency)
+        db.rows("select lift_hold((hold_calls(whole_agency => true, agency_id => %s)).hold_id)", agency)
         db.rows(
             "select add_contacts(%s, %s)",
             batch,
@@ -190,15 +192,17 @@ def test_tables_are_written_by_procedures_alone(db: TestDatabase, role: str, wri
     assert granted == writable
 
 
+@pytest.mark.parametrize("table", ["batch_events", "holds"])
 @pytest.mark.parametrize("role", ["authenticated", "service_role"])
-def test_nobody_but_an_admin_reads_idempotency_keys(db: TestDatabase, role: str) -> None:
+def test_nobody_but_an_admin_reads_idempotency_keys(db: TestDatabase, role: str, table: str) -> None:
     columns = db.rows(
-        "select attname from pg_attribute where attrelid = 'batch_events'::regclass and attnum > 0"
+        "select attname from pg_attribute where attrelid = %s::regclass and attnum > 0"
         " and not has_column_privilege(%s, attrelid, attnum, 'select')",
+        table,
         role,
     )
     assert {row["attname"] for row in columns} == {"idempotency_key", "request", "response"}
-    assert db.value("select has_table_privilege('lastcall_admin', 'batch_events', 'select')")
+    assert db.value("select has_table_privilege('lastcall_admin', %s, 'select')", table)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +215,16 @@ def test_nobody_but_an_admin_reads_idempotency_keys(db: TestDatabase, role: str)
         ("select stop_batch('Theirs', 'Mine')", []),
         ("select pause_batch(%s)", ["batch"]),
         ("select resume_batch(%s)", ["batch"]),
+        ('select skip_contacts(%s, filter => \'{"status": ["pending"]}\')', ["batch"]),
+        ('select skip_contacts(%s, filter => \'{"status": ["pending"]}\', dry_run => true)', ["batch"]),
+        ("select opt_out('+15550000001', agency_id => %s)", ["agency"]),
+        ("select hold_calls(whole_agency => true, agency_id => %s)", ["agency"]),
+        ("select hold_calls(campaign_id => %s)", ["campaign"]),
+        ("select hold_calls(campaign_id => %s, dry_run => true)", ["campaign"]),
+        ("select hold_calls(agent_mapping_id => %s)", ["agent"]),
+        ("select hold_calls(everything => true, agency_id => %s)", ["agency"]),
+        ("select lift_hold(%s)", ["hold"]),
+        ("select list_holds(%s)", ["agency"]),
         ("select list_user_batches(%s::text)", ["them"]),
         ("select get_batch(%s)", ["batch"]),
         ("select get_user_batch(%s::text)", ["batch"]),
@@ -237,6 +251,18 @@ def test_nobody_but_an_admin_reads_idempotency_keys(db: TestDatabase, role: str)
         ("select private.import_contacts(%s, %s, %s, '[{\"row\": 3}]')", ["agency", "batch", "import"]),
         ("select private.finish_import(%s, %s, %s)", ["agency", "batch", "import"]),
         ("select private.cancel_batch(%s, %s, null, null, false)", ["agency", "batch"]),
+        (
+            'select private.skip_contacts(%s, %s, null, \'{"status": ["pending"]}\', false, null, null)',
+            ["agency", "batch"],
+        ),
+        ("select private.opt_out(%s, '+15550000001', null, null)", ["agency"]),
+        (
+            "select private.hold_calls(h, 1, false, false)"
+            "  from jsonb_populate_record(null::holds, jsonb_build_object('agency_id', %s::text)) h",
+            ["agency"],
+        ),
+        ("select private.lift_hold(%s, null)", ["hold"]),
+        ("select private.list_holds(%s, true, 10)", ["agency"]),
         ("select private.pause_batch(%s, %s, null, null)", ["agency", "batch"]),
         ("select private.resume_batch(%s, %s, null, null)", ["agency", "batch"]),
         ("select private.stop_batch(%s, %s, %s, '', false, null, null, false)", ["agency", "batch", "me"]),
@@ -250,6 +276,9 @@ def test_ids_guessed_right_reach_nothing_of_another_agency(db: TestDatabase, cal
     imported = db.value("select id from batch_imports where batch_id = %s", theirs)
     ids: dict[str, Any] = {
         "batch": theirs, "agency": row["agency_id"], "me": user, "them": row["user_id"], "import": imported,
+        "campaign": db.value("select id from campaigns where agency_id = %s", row["agency_id"]),
+        "agent": db.value("select id from agent_mappings where agency_id = %s", row["agency_id"]),
+        "hold": db.value("select id from holds where agency_id = %s", row["agency_id"]),
     }  # fmt: skip
     for role in ("agency_owner", "agency_admin", "agency_member", "client_admin", "client_viewer", "admin"):
         db.rows("update users set role = %s where id = %s", role, user)
@@ -405,10 +434,10 @@ def test_every_table_has_row_level_security_and_every_key_begins_with_the_agency
     )
     # An admin gives a batch's id alone; with the agency first, plans would take the next three for a batch's
     # rows; what is due, or ended last, is so whichever agency's. None of them is unique, so they can be
-    # distributed too.
+    # distributed too. A hold of every agency is of none.
     assert {row["index"] for row in indexes if row["first"] != "agency_id"} == {
         "call_batches_id", "calls_contact", "calls_carrier", "campaign_contacts_number", "webhook_queue_due",
-        "call_batches_ended",
+        "call_batches_ended", "holds_pkey",
     }  # fmt: skip
 
 

@@ -18,6 +18,10 @@ DURABLE = {
     "stop_batch": "stop_batch(%(batch)s::text, idempotency_key => %(key)s)",
     "pause_batch": "pause_batch(%(batch)s, %(key)s)",
     "resume_batch": "resume_batch(%(paused)s, %(key)s)",
+    "skip_contacts": "skip_contacts(%(batch)s, %(contact)s, idempotency_key => %(key)s)",
+    "opt_out": "opt_out(%(called)s, agency_id => %(agency)s)",
+    "hold_calls": "hold_calls(whole_agency => true, agency_id => %(agency)s, idempotency_key => %(key)s)",
+    "lift_hold": "lift_hold(%(hold)s)",
     "start_batch": "start_batch(%(paused)s::text, idempotency_key => %(key)s)",
     "retry_batch": "retry_batch(%(batch)s, idempotency_key => %(key)s)",
     "create_batch": CREATE,
@@ -68,6 +72,13 @@ def world(db: TestDatabase) -> dict[str, Any]:
         "agent": calling["agent_mapping_id"],
         "campaign": calling["campaign_id"],
         "number": calling["from_number"],
+        "contact": db.rows("select array_agg(id::text) as ids from campaign_contacts where batch_id = %s", batch)[0][
+            "ids"
+        ],
+        "called": "+15557654321",
+        "hold": db.value(
+            "select (hold_calls(agent_mapping_id => %s, agency_id => %s)).hold_id", calling["agent_mapping_id"], agency
+        ),
         "contacts": json.dumps([{"phone_number": "+15557654321"}]),
         "hash": "0" * 64,
         "import": db.value("select begin_import(%s, repeat('1', 64)) ->> 'import_id'", batch),
