@@ -30,6 +30,11 @@ from .calls_batch_process import calls_batch_process
 from .calls_batch_resume import calls_batch_resume
 from .calls_batch_retry import calls_batch_retry
 from .calls_batch_silence import calls_batch_silence
+from .calls_batch_skip import calls_batch_skip
+from .calls_hold import calls_hold
+from .calls_hold_lift import calls_hold_lift
+from .calls_hold_list import calls_hold_list
+from .calls_opt_out import calls_opt_out
 from .docs import docs
 from .get_user_batch import get_user_batch
 from .health import health
@@ -55,6 +60,11 @@ _EDGE_FUNCTIONS = {
     "calls-batch-resume": calls_batch_resume,
     "calls-batch-retry": calls_batch_retry,
     "calls-batch-silence": calls_batch_silence,
+    "calls-batch-skip": calls_batch_skip,
+    "calls-hold": calls_hold,
+    "calls-hold-lift": calls_hold_lift,
+    "calls-hold-list": calls_hold_list,
+    "calls-opt-out": calls_opt_out,
     "process-webhook-queue": process_webhook_queue,
     "webhook-ingest/{agency_id}": webhook_ingest,
     "webhook-ingest/{agency_id}/{webhook_secret:path}": webhook_ingest,  # base64, hence with slashes

@@ -15,8 +15,16 @@ from functions.app import ROUTES
 
 SERVED = ("/functions/v1/", "/api/call/")
 """Under these paths are the functions."""
-ENDINGS = {"calls-batch-cancel": "cancelBatch", "calls-batch-pause": "pauseBatch", "stop-calling": "stopBatch"}
-"""The functions that end dialing without the app, too, and how (_shared/ending.ts)."""
+ENDINGS = {
+    "calls-batch-cancel": "cancelBatch",
+    "calls-batch-pause": "pauseBatch",
+    "calls-batch-skip": "skipContacts",
+    "calls-hold": "holdCalls",
+    "calls-hold-lift": "liftHold",
+    "calls-opt-out": "optOut",
+    "stop-calling": "stopBatch",
+}
+"""The functions that work without the app, too (_shared/ending.ts): what ends dialing, and the lifting of a hold."""
 HEADER = "// Generated from functions/app.py by `make forwarders`.\n"
 
 

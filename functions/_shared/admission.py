@@ -16,7 +16,7 @@ from .settings import Settings
 CURRENT_AGENCY = "current_agency"
 """The procedure that tells the agency of a user."""
 # What keeps calls from starting: it does not wait for those who read, create or import.
-_ENDING = ("cancel_batch", "pause_batch", "stop_batch")
+_ENDING = ("cancel_batch", "pause_batch", "stop_batch", "skip_contacts", "opt_out", "hold_calls")
 
 
 def no_connection() -> FunctionError:
@@ -98,7 +98,7 @@ class Admission:
 
     Of all procedures but those that end calls only so many run at a time that some connections are left for these. One
     agency has fewer than that many at a time, so that another one always finds a connection, and a user one for each
-    batch. Health checks, for which nobody has to sign in, take turns at one.
+    batch, number or hold. Health checks, for which nobody has to sign in, take turns at one.
     """
 
     def __init__(self, settings: Settings, find_agency: Callable[[Caller], Awaitable[Any]]) -> None:
@@ -120,7 +120,8 @@ class Admission:
     def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> AbstractAsyncContextManager[None]:
         """A block that calls the procedure. Raises 503."""
         if procedure in _ENDING:
-            return self._end(caller, str(arguments.get("batch_id")))
+            target = arguments.get("batch_id") or arguments.get("phone_number") or procedure
+            return self._end(caller, str(target))
         return (self._lookups if procedure == CURRENT_AGENCY else self._others).take()
 
     def ping(self) -> AbstractAsyncContextManager[None]:
@@ -128,9 +129,9 @@ class Admission:
         return self._pings.take()
 
     @asynccontextmanager
-    async def _end(self, caller: Caller, batch_id: str) -> AsyncIterator[None]:
-        # Not by the batch alone: a stranger may name it, too.
-        async with self._repeats.take((_user(caller), batch_id)):
+    async def _end(self, caller: Caller, target: str) -> AsyncIterator[None]:
+        # Not by the target alone: a stranger may name it, too.
+        async with self._repeats.take((_user(caller), target)):
             if self._first_is_here:
                 async with self._agencies.take(await self._agency(caller)):
                     yield

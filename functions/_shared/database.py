@@ -142,7 +142,7 @@ class PostgresDatabase:
         self._pool: AsyncConnectionPool[_Connection] | None = None
 
     async def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
-        values = {name: _as_json(value) for name, value in arguments.items()}
+        values = {name: sql_value(value) for name, value in arguments.items()}
         for last_try in (False, True):
             with self._observer.operation("procedure", procedure) as operation:
                 try:
@@ -264,7 +264,7 @@ def procedure_call(procedure: str, arguments: Iterable[str]) -> sql.Composed:
     return sql.SQL("select to_json(r) from public.{}({}) r").format(sql.Identifier(procedure), names)
 
 
-def _as_json(value: Any) -> Any:
+def sql_value(value: Any) -> Any:
     """Objects and lists of objects are jsonb; lists of numbers or strings are arrays."""
     if isinstance(value, msgspec.Raw):
         return bytes(value).decode()  # JSON as it came: not taken apart on its way

@@ -51,6 +51,8 @@ STATES = (
     "Only a processing or scheduled batch can be paused",
     "Only a paused or stopped batch can be resumed",
     "The batch has no failed contact that can be called again",
+    "No contact is left to call",
+    "until must be a time to come",
     "With a batch_id the batch keeps its settings",
     "calling_hours must have a start and another end",
     "page must be at least 1, limit 1 to 100, and both together reach at most 20000",
@@ -72,9 +74,11 @@ def _settle(fields: Any) -> None:
         elif isinstance(value, dict | list):
             _settle(value)
     if isinstance(fields, dict):
-        for name in fields.keys() & KNOWN.keys():
+        # Null is a field that is not given.
+        given = {name for name, value in fields.items() if value is not None}
+        for name in given & KNOWN.keys():
             fields[name] = _draw(KNOWN[name], fields[name], keep=True)
-        for name in fields.keys() & ALWAYS.keys():
+        for name in given & ALWAYS.keys():
             fields[name] = _draw(ALWAYS[name], fields[name], keep=False)
 
 

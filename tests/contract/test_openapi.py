@@ -25,6 +25,11 @@ from functions import (
     calls_batch_list,
     calls_batch_retry,
     calls_batch_silence,
+    calls_batch_skip,
+    calls_hold,
+    calls_hold_lift,
+    calls_hold_list,
+    calls_opt_out,
     get_user_batch,
     list_user_batches,
     start_calling,
@@ -58,6 +63,11 @@ ASKED: dict[str, list[type]] = {
     "calls-batch-list": [calls_batch_list.ListBatches],
     "calls-batch-get": [calls_batch_get.GetBatch],
     "calls-batch-events": [calls_batch_events.ListBatchEvents],
+    "calls-batch-skip": [calls_batch_skip.SkipContacts],
+    "calls-hold": [calls_hold.HoldCalls],
+    "calls-hold-lift": [calls_hold_lift.LiftHold],
+    "calls-hold-list": [calls_hold_list.ListHolds],
+    "calls-opt-out": [calls_opt_out.OptOut],
     "calls-batch-silence": [calls_batch_silence.BatchSilence],
     "calls-batch-export": [calls_batch_export.ExportContacts],
     "list-user-batches": [list_user_batches.ListUserBatches],
@@ -383,6 +393,9 @@ UNREACHABLE = {
     "results_invalid",
     "max_batches_out_of_range",
     "max_events_out_of_range",
+    "max_holds_out_of_range",  # the handler's limit is the same
+    "agency_id_required",  # of a service: a function's caller is a user, of the own agency
+    "agency_not_found",
 }
 """Codes of procedures that functions call, which no request is answered with."""
 

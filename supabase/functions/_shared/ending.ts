@@ -1,4 +1,4 @@
-// Ends a batch when the app is out of reach: calls the same procedure by the
+// Ends dialing when the app is out of reach: calls the same procedure by the
 // project's own PostgREST, with the user's token, and answers as the app does.
 
 /** What an ending function needs of its request, and what it answers. */
@@ -7,6 +7,8 @@ export interface Ending {
   procedure: string;
   /** The fields of the body: the procedure's arguments and their types. */
   fields: Record<string, Field>;
+  /** The procedure takes no idempotency key: a repeat changes nothing. */
+  unkeyed?: boolean;
   /** The message of a 500. */
   failure: string;
   /** The body of a success, from the procedure's row and, if the body tells them, the figures. */
@@ -17,9 +19,11 @@ export interface Ending {
 
 interface Field {
   argument: string;
-  type: "uuid" | "str" | "bool" | "seconds";
+  type: Type;
   required?: boolean;
 }
+
+type Type = "uuid" | "str" | "strs" | "bool" | "seconds" | "time" | "json";
 
 type Row = Record<string, unknown>;
 
@@ -29,6 +33,8 @@ interface Figures {
   calls_starting: number;
 }
 
+const TIME =
+  /^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:?[0-9]{2})?$/i;
 const UUID = /^[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}$/i;
 const REASON: Field = { argument: "reason", type: "str" };
 const END_CALLS: Field = { argument: "end_calls", type: "bool" };
@@ -38,19 +44,18 @@ const MOST_WAIT_S = 30;
 const FIRST_LOOK_S = 0.05;
 const LAST_LOOK_S = 0.5;
 
-function changeOf(
+const BATCH: Field = { argument: "batch_id", type: "uuid", required: true };
+const DRY_RUN: Field = { argument: "dry_run", type: "bool" };
+
+function snakeCase(
   procedure: string,
-  more: Record<string, Field> = {},
+  failure: string,
+  fields: Record<string, Field>,
 ): Ending {
   return {
     procedure,
-    fields: {
-      batch_id: { argument: "batch_id", type: "uuid", required: true },
-      reason: REASON,
-      wait_seconds: WAIT,
-      ...more,
-    },
-    failure: "Failed to update batch status",
+    fields: { ...fields, reason: REASON },
+    failure,
     answer: (row, figures) => ({ ...row, ...figures }),
     error: (_status, message, details) => ({
       success: false,
@@ -60,10 +65,47 @@ function changeOf(
   };
 }
 
-export const cancelBatch = changeOf("cancel_batch", {
-  end_calls: END_CALLS,
+export const cancelBatch = snakeCase(
+  "cancel_batch",
+  "Failed to update batch status",
+  { batch_id: BATCH, wait_seconds: WAIT, end_calls: END_CALLS },
+);
+export const pauseBatch = snakeCase(
+  "pause_batch",
+  "Failed to update batch status",
+  { batch_id: BATCH, wait_seconds: WAIT },
+);
+export const skipContacts = snakeCase(
+  "skip_contacts",
+  "Failed to skip contacts",
+  {
+    batch_id: BATCH,
+    contact_ids: { argument: "contact_ids", type: "strs" },
+    filter: { argument: "filter", type: "json" },
+    dry_run: DRY_RUN,
+  },
+);
+export const optOut: Ending = {
+  ...snakeCase("opt_out", "Failed to opt out", {
+    phone_number: { argument: "phone_number", type: "str", required: true },
+    source: { argument: "source", type: "str" },
+  }),
+  unkeyed: true,
+};
+export const holdCalls = snakeCase("hold_calls", "Failed to hold calls", {
+  campaign_id: { argument: "campaign_id", type: "uuid" },
+  agent_mapping_id: { argument: "agent_mapping_id", type: "uuid" },
+  from_number: { argument: "from_number", type: "str" },
+  whole_agency: { argument: "whole_agency", type: "bool" },
+  until: { argument: "until", type: "time" },
+  dry_run: DRY_RUN,
 });
-export const pauseBatch = changeOf("pause_batch");
+export const liftHold: Ending = {
+  ...snakeCase("lift_hold", "Failed to lift hold", {
+    hold_id: { argument: "hold_id", type: "uuid", required: true },
+  }),
+  unkeyed: true,
+};
 export const stopBatch: Ending = {
   procedure: "stop_batch",
   fields: {
@@ -139,8 +181,14 @@ export async function end(
     const { wait_seconds: wait, ...given } = argumentsOf(ending, body);
     const ask = (procedure: string, given: Row) =>
       call(ending, `${url}/rest/v1/rpc/${procedure}`, headers, given);
-    const row = await ask(ending.procedure, { ...given, idempotency_key: key });
+    const row = await ask(
+      ending.procedure,
+      ending.unkeyed ? given : { ...given, idempotency_key: key },
+    );
     if (!row) return null;
+    if (!Object.values(ending.fields).includes(WAIT)) {
+      return Response.json(ending.answer(row));
+    }
     const { calls_in_progress, calls_starting, ...rest } = row;
     let figures = { calls_in_progress, calls_starting } as Figures;
     if (wait !== undefined) {
@@ -290,7 +338,7 @@ function argumentsOf(ending: Ending, body: Uint8Array): Row {
         code: `${name}_required`,
       });
     }
-    if (value === null && named(field).endsWith("| null")) continue;
+    if (value === null && isNullable(field)) continue;
     const type = typeOf(value);
     if (!TYPES[field.type].includes(type)) {
       throw invalid(
@@ -311,23 +359,57 @@ function argumentsOf(ending: Ending, body: Uint8Array): Row {
     if (field.type === "uuid" && !UUID.test(String(value))) {
       throw invalid(`Invalid UUID - at \`$.${name}\``);
     }
+    if (field.type === "strs") {
+      for (const [place, item] of (value as unknown[]).entries()) {
+        if (typeof item !== "string") {
+          throw invalid(
+            `Expected \`str\`, got \`${
+              typeOf(item)
+            }\` - at \`$.${name}[${place}]\``,
+          );
+        }
+      }
+    }
+    if (field.type === "time") {
+      const [matches, , zone] = TIME.exec(String(value)) ?? [];
+      if (!matches || isNaN(Date.parse(String(value)))) {
+        throw invalid(`Invalid RFC3339 encoded datetime - at \`$.${name}\``);
+      } else if (!zone) {
+        throw invalid(
+          `Expected \`datetime\` with a timezone component - at \`$.${name}\``,
+        );
+      }
+    }
     found[field.argument] = value;
   }
   return found;
 }
 
 /** The types that a field takes. */
-const TYPES = {
+const TYPES: Record<Type, string[]> = {
   uuid: ["str"],
   str: ["str"],
+  strs: ["array"],
   bool: ["bool"],
   seconds: ["int", "float"],
+  time: ["str"],
+  json: ["object", "array", "str", "bool", "int", "float"],
 };
 
+/** Whether null is as if the field were left out. */
+function isNullable({ type, required }: Field): boolean {
+  return type !== "bool" && !required;
+}
+
 /** The type of a field, as the app's messages name it. */
-function named({ type, required }: Field): string {
-  if (type === "seconds") return "float | null";
-  return type === "str" && !required ? "str | null" : type;
+function named(field: Field): string {
+  const names: Record<string, string> = {
+    seconds: "float",
+    strs: "array",
+    time: "datetime",
+  };
+  const name = names[field.type] ?? field.type;
+  return isNullable(field) ? `${name} | null` : name;
 }
 
 function parse(body: Uint8Array): Row {
