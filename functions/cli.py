@@ -169,6 +169,65 @@ def _add_operator(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--outcome", action="append", metavar="OUTCOME", help="only contacts whose last call ended so; may be repeated"
     )
     retry.add_argument("--scheduled-for", metavar="TIME", help="ISO 8601 with a time zone (default: at once)")
+    skip = add(
+        "skip",
+        "skip some contacts of a batch for good: those that all options name",
+        change,
+        "Asks first, with the number of contacts and calls. A call in progress to such a contact is the last.",
+    )
+    skip.add_argument("--contact", action="append", metavar="ID", help="a contact's id; may be repeated")
+    skip.add_argument(
+        "--status",
+        action="append",
+        choices=("pending", "scheduled", "queued", "in_progress"),
+        metavar="STATUS",
+        help="only these: %(choices)s; may be repeated",
+    )
+    skip.add_argument("--min-attempts", type=_count, metavar="N", help="only contacts with at least so many attempts")
+    skip.add_argument("--max-attempts", type=_count, metavar="N", help="only contacts with at most so many attempts")
+    skip.add_argument(
+        "--where",
+        action="append",
+        type=_column,
+        metavar="COLUMN=VALUE",
+        help="only contacts with this value in this column; may be repeated",
+    )
+    opt_out = add(
+        "opt-out",
+        "never call a number again: in no batch, and on the do-not-call list",
+        argparse.ArgumentParser(add_help=False, parents=[service]),
+    )
+    opt_out.add_argument("number", metavar="NUMBER", help="E.164, such as +14155550123")
+    opt_out.add_argument("--source", metavar="TEXT", help="where the person said no")
+    opt_out.add_argument("--reason", metavar="TEXT", help="for the do-not-call list and the audit trail")
+    hold = add(
+        "hold",
+        "hold the calls of a campaign, an agent, a caller number or an agency until the hold is lifted",
+        argparse.ArgumentParser(add_help=False, parents=[service, repeatable]),
+        "Asks first, with the number of batches and calls. The hold reaches batches that begin or resume later, too.",
+    )
+    scope = hold.add_mutually_exclusive_group(required=True)
+    scope.add_argument("--campaign", dest="campaign_id", metavar="UUID", help="the batches of a campaign")
+    scope.add_argument("--agent", dest="agent_mapping_id", metavar="UUID", help="the batches of an agent")
+    scope.add_argument("--from", dest="from_number", metavar="NUMBER", help="the batches that call from a number")
+    scope.add_argument("--whole-agency", action="store_true", help="the batches of the agency")
+    scope.add_argument("--everything", action="store_true", help="the batches of every agency; with --sql")
+    hold.add_argument("--until", metavar="TIME", help="ISO 8601 with a time zone (default: until it is lifted)")
+    hold.add_argument("--reason", metavar="TEXT", help="kept with the hold")
+    for scoped in (opt_out, hold):
+        scoped.add_argument("--agency", metavar="UUID", help="whose; with --sql")
+    for asking in (skip, hold):
+        asking.add_argument("--dry-run", action="store_true", help="count, and change nothing")
+        asking.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    lift = add(
+        "lift",
+        "lift a hold: its batches go on as they were",
+        argparse.ArgumentParser(add_help=False, parents=[service]),
+    )
+    lift.add_argument("id", metavar="ID", help="UUID of the hold; of an active one also its beginning (6 characters)")
+    lift.add_argument("--reason", metavar="TEXT", help="kept with the hold")
+    holds = add("holds", "list the holds, newest first", service)
+    holds.add_argument("--all", action="store_true", help="with those that were lifted or have ended")
     imported = add(
         "import",
         "import contacts from a .csv or .xlsx file into a batch",
@@ -217,6 +276,19 @@ def _whole_number(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError("must be a whole number from 1 on")
     return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError("must be a whole number from 0 on")
+    return int(text)
+
+
+def _column(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError("must be COLUMN=VALUE")
+    return name, value
 
 
 def _seconds(text: str) -> float:

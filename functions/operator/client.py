@@ -13,7 +13,7 @@ import psycopg
 
 from .._shared.contact_file import ContactFile, FileError, read_contacts
 from .._shared.contacts_csv import ERRORS_HEADER, HEADER, contact_lines, error_lines
-from .._shared.database import UNAVAILABLE_SQLSTATES, gave_up_standby, procedure_call
+from .._shared.database import UNAVAILABLE_SQLSTATES, gave_up_standby, procedure_call, sql_value
 from ..local import CommandError
 from .session import (
     CONNECT_TIMEOUT_S,
@@ -26,6 +26,18 @@ from .session import (
 )
 
 Answer = dict[str, Any]
+
+CHANGES = {
+    "cancel_batch": "calls-batch-cancel",
+    "pause_batch": "calls-batch-pause",
+    "resume_batch": "calls-batch-resume",
+    "retry_batch": "calls-batch-retry",
+    "skip_contacts": "calls-batch-skip",
+    "opt_out": "calls-opt-out",
+    "hold_calls": "calls-hold",
+    "lift_hold": "calls-hold-lift",
+}
+"""The procedures that change something, and their functions, whose bodies have the procedures' arguments."""
 
 # An import answers when all its rows are in.
 _IMPORT_TIMEOUT_S = 3600.0
@@ -55,8 +67,11 @@ class Client(Protocol):
     def list_events(self, batch_id: str, *, after: str | None = None) -> Answer:
         """A page of calls-batch-events."""
 
-    def change(self, action: str, batch_id: str, *, key: str, **given: Any) -> Answer:
-        """cancel, pause, resume or retry the batch. given: the further arguments."""
+    def list_holds(self, *, include_lifted: bool) -> Answer:
+        """As calls-hold-list shows them."""
+
+    def change(self, procedure: str, *, key: str | None = None, **given: Any) -> Answer:
+        """Call a procedure of CHANGES. given: its arguments."""
 
     def stop(self, batch_id: str, *, key: str, skip_remaining: bool, end_calls: bool, reason: str | None) -> Answer:
         """Stop the batch; gives batch_id and status at least."""
@@ -95,8 +110,11 @@ class HttpClient:
     def list_events(self, batch_id: str, *, after: str | None = None) -> Answer:
         return self._invoke("GET", "calls-batch-events", {"batch_id": batch_id, "limit": 200, "after": after})
 
-    def change(self, action: str, batch_id: str, *, key: str, **given: Any) -> Answer:
-        return self._invoke("POST", f"calls-batch-{action}", {"batch_id": batch_id, **given}, key)
+    def list_holds(self, *, include_lifted: bool) -> Answer:
+        return self._invoke("GET", "calls-hold-list", {"include_lifted": str(include_lifted).lower()})
+
+    def change(self, procedure: str, *, key: str | None = None, **given: Any) -> Answer:
+        return self._invoke("POST", CHANGES[procedure], given, key)
 
     def stop(self, batch_id: str, *, key: str, skip_remaining: bool, end_calls: bool, reason: str | None) -> Answer:
         user_id = self.get_batch(batch_id)["batch"]["user_id"]
@@ -218,8 +236,11 @@ class SqlClient:
     def list_events(self, batch_id: str, *, after: str | None = None) -> Answer:
         return self._call("list_batch_events", batch_id=batch_id, page_size=200, after=after)
 
-    def change(self, action: str, batch_id: str, *, key: str, **given: Any) -> Answer:
-        return self._call(f"{action}_batch", batch_id=batch_id, idempotency_key=key, **given)
+    def list_holds(self, *, include_lifted: bool) -> Answer:
+        return self._call("list_holds", include_lifted=include_lifted)
+
+    def change(self, procedure: str, *, key: str | None = None, **given: Any) -> Answer:
+        return self._call(procedure, idempotency_key=key, **given)
 
     def stop(self, batch_id: str, *, key: str, skip_remaining: bool, end_calls: bool, reason: str | None) -> Answer:
         return self._call(
@@ -279,7 +300,7 @@ class SqlClient:
             self._connection = None
 
     def _call(self, procedure: str, **arguments: Any) -> Answer:
-        given = _given(arguments)
+        given = {name: sql_value(value) for name, value in _given(arguments).items()}
         connection = self._connect()
         self._is_unconfirmed = False
         try:

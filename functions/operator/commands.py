@@ -164,6 +164,31 @@ def events(options: argparse.Namespace) -> None:
     )
 
 
+def holds(options: argparse.Namespace) -> None:
+    with _connected(options) as client:
+        found = _persist(lambda: client.list_holds(include_lifted=options.all))["holds"]
+    if options.json:
+        display.write_json({"holds": found})
+        return
+    is_terminal = display.is_terminal()
+    display.write_table(
+        ["ID", "SCOPE", "OF", "BATCHES", "UNTIL", "SINCE", "LIFTED", "REASON"],
+        [
+            (
+                hold["id"][:8] if is_terminal else hold["id"],
+                hold["scope"],
+                hold["campaign_name"] or hold["agent_name"] or hold["from_number"] or hold["agency_id"],
+                hold["batches"],
+                hold["until"],
+                hold["created_at"],
+                hold["lifted_at"],
+                hold["reason"],
+            )
+            for hold in found
+        ],
+    )
+
+
 # To change.
 
 
@@ -172,7 +197,7 @@ def cancel(options: argparse.Namespace) -> None:
         batch_id = _find(client, options.id)
         _confirm_end(options, client, batch_id, "Cancel")
         given = {"end_calls": options.end_calls, "reason": options.reason}
-        answer = _change(options, lambda key: client.change("cancel", batch_id, key=key, **given))
+        answer = _change(options, lambda key: client.change("cancel_batch", batch_id=batch_id, key=key, **given))
     skipped = f"{answer['contacts_skipped']:,} contacts skipped"
     ending = _ENDING_CALLS if options.end_calls else _ENDING
     _tell(options, answer, f"Batch {batch_id} is cancelled: {skipped}, {ending}.")
@@ -193,14 +218,16 @@ def stop(options: argparse.Namespace) -> None:
 def pause(options: argparse.Namespace) -> None:
     with _connected(options) as client:
         batch_id = _find(client, options.id)
-        answer = _change(options, lambda key: client.change("pause", batch_id, key=key, reason=options.reason))
+        given = {"batch_id": batch_id, "reason": options.reason}
+        answer = _change(options, lambda key: client.change("pause_batch", key=key, **given))
     _tell(options, answer, f"Batch {batch_id} is paused: {_ENDING}.")
 
 
 def resume(options: argparse.Namespace) -> None:
     with _connected(options) as client:
         batch_id = _find(client, options.id)
-        answer = _change(options, lambda key: client.change("resume", batch_id, key=key, reason=options.reason))
+        given = {"batch_id": batch_id, "reason": options.reason}
+        answer = _change(options, lambda key: client.change("resume_batch", key=key, **given))
     _tell(options, answer, f"Batch {batch_id} is {answer['status']}. {answer['message']}")
 
 
@@ -208,10 +235,70 @@ def retry(options: argparse.Namespace) -> None:
     given = {"outcomes": options.outcome, "scheduled_for": options.scheduled_for, "reason": options.reason}
     with _connected(options) as client:
         batch_id = _find(client, options.id)
-        answer = _change(options, lambda key: client.change("retry", batch_id, key=key, **given))
+        answer = _change(options, lambda key: client.change("retry_batch", batch_id=batch_id, key=key, **given))
     dials = f"dials {answer['total_contacts']:,} failed contacts of {batch_id} again"
     left_out = f"{answer['do_not_call']:,} are not to be called any more"
     _tell(options, answer, f"Batch {answer['batch_id']}, {answer['status']}, {dials}; {left_out}.")
+
+
+def skip(options: argparse.Namespace) -> None:
+    chosen = {
+        "status": options.status,
+        "min_attempts": options.min_attempts,
+        "max_attempts": options.max_attempts,
+        "custom_data": dict(options.where) if options.where else None,
+    }
+    filter_ = {name: value for name, value in chosen.items() if value is not None}
+    with _connected(options) as client:
+        batch_id = _find(client, options.id)
+        given = {"batch_id": batch_id, "contact_ids": options.contact, "filter": filter_ or None}
+        if options.dry_run:
+            answer = _persist(lambda: client.change("skip_contacts", dry_run=True, **given))
+            return _tell(options, answer, f"{_reach(answer)} of batch {batch_id} would be skipped.")
+        if _must_ask(options, "skip"):
+            count = _persist(lambda: client.change("skip_contacts", dry_run=True, **given))
+            _agree(f"Skip {_reach(count)} of batch {batch_id} for good? [y/N] ")
+        given["reason"] = options.reason
+        answer = _change(options, lambda key: client.change("skip_contacts", key=key, **given))
+    return _tell(options, answer, f"Batch {batch_id}: {_reach(answer)} skipped; their calls in progress are the last.")
+
+
+def opt_out(options: argparse.Namespace) -> None:
+    given = {
+        "phone_number": options.number, "source": options.source, "reason": options.reason, "agency_id": options.agency,
+    }  # fmt: skip
+    with _connected(options) as client:
+        _only_at_the_console(options, "agency")
+        answer = _change(options, lambda _key: client.change("opt_out", **given))
+    listed = "is on the do-not-call list" if answer["added"] else "was on the do-not-call list"
+    _tell(options, answer, f"{options.number} {listed}: {_reach(answer)} skipped, in {answer['batches']:,} batches.")
+
+
+def hold(options: argparse.Namespace) -> None:
+    scopes = ("campaign_id", "agent_mapping_id", "from_number", "whole_agency", "everything")
+    given = {name: getattr(options, name) or None for name in scopes}
+    given |= {"agency_id": options.agency, "until": options.until}
+    with _connected(options) as client:
+        _only_at_the_console(options, "agency", "everything")
+        if options.dry_run:
+            answer = _persist(lambda: client.change("hold_calls", dry_run=True, **given))
+            return _tell(options, answer, f"The hold would reach {_held(answer)}.")
+        if _must_ask(options, "hold"):
+            count = _persist(lambda: client.change("hold_calls", dry_run=True, **given))
+            _agree(f"Hold {_held(count)}, and whatever begins or resumes in that scope? [y/N] ")
+        given["reason"] = options.reason
+        answer = _change(options, lambda key: client.change("hold_calls", key=key, **given))
+    end = f"until {answer['until']}" if answer["until"] else f"until `lastcall lift {answer['hold_id']}`"
+    return _tell(options, answer, f"Held, {end}: {_held(answer)}. No further call starts, calls in progress end.")
+
+
+def lift(options: argparse.Namespace) -> None:
+    with _connected(options) as client:
+        hold_id = _find_hold(client, options.id)
+        given = {"hold_id": hold_id, "reason": options.reason}
+        answer = _change(options, lambda _key: client.change("lift_hold", **given))
+    rest = f"; another hold keeps {answer['batches_held']:,} of them held" if answer["batches_held"] else ""
+    _tell(options, answer, f"Hold {hold_id} is lifted: {answer['batches']:,} batches go on{rest}.")
 
 
 # Files.
@@ -290,11 +377,16 @@ COMMANDS = {
     "show": show,
     "watch": watch,
     "events": events,
+    "holds": holds,
     "cancel": cancel,
     "stop": stop,
     "pause": pause,
     "resume": resume,
     "retry": retry,
+    "skip": skip,
+    "opt-out": opt_out,
+    "hold": hold,
+    "lift": lift,
     "export": export,
     "import": import_,
     "login": login,
@@ -364,10 +456,8 @@ def _to_call(batch: Batch) -> int:
 def _confirm_end(options: argparse.Namespace, client: Client, batch_id: str, verb: str) -> None:
     """Ask before contacts are skipped for good, or calls hung up. Raises CommandError when nobody can be asked, or the
     answer is no."""
-    if options.yes:
+    if not _must_ask(options, verb.lower()):
         return
-    if not sys.stdin.isatty():
-        raise CommandError(f"{verb.lower()} asks first, and there is no terminal to ask at: give --yes")
     batch = _get(client, batch_id)["batch"]
     hung_up = batch["in_progress"] if options.end_calls else 0
     if batch["status"] in OVER and not hung_up:
@@ -377,9 +467,54 @@ def _confirm_end(options: argparse.Namespace, client: Client, batch_id: str, ver
         losses.append(f"{_to_call(batch):,} contacts will never be called.")
     if options.end_calls:
         losses.append(f"{hung_up:,} calls in progress will be hung up.")
-    question = f"{verb} {display.batch_title(batch)}? {' '.join(losses)} [y/N] "
+    _agree(f"{verb} {display.batch_title(batch)}? {' '.join(losses)} [y/N] ")
+
+
+def _must_ask(options: argparse.Namespace, verb: str) -> bool:
+    """Whether the operator is to be asked first. Raises CommandError when nobody can be asked."""
+    if options.yes:
+        return False
+    if not sys.stdin.isatty():
+        raise CommandError(f"{verb} asks first, and there is no terminal to ask at: give --yes")
+    return True
+
+
+def _agree(question: str) -> None:
+    """Raises DeclinedError when the answer is no."""
     if _ask(question).strip().lower() not in ("y", "yes"):
         raise DeclinedError("not confirmed: nothing was changed")
+
+
+def _only_at_the_console(options: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) and not options.sql:
+            raise CommandError(f"--{name} is for the SQL console: give --sql")
+
+
+def _reach(answer: dict[str, Any]) -> str:
+    """The contacts that are skipped, and their calls in progress."""
+    return f"{answer['contacts_skipped']:,} contacts, {answer['calls_in_progress']:,} calls in progress,"
+
+
+def _held(answer: dict[str, Any]) -> str:
+    """The batches that a hold reaches, and their calls in progress."""
+    return f"{answer['batches']:,} batches being dialed, with {answer['calls_in_progress']:,} calls in progress"
+
+
+def _find_hold(client: Client, given: str) -> str:
+    """The UUID of a hold that is named by it, or by its beginning: of an active one, the latter."""
+    if _UUID.fullmatch(given):
+        return given.lower()
+    found: list[str] = [
+        hold["id"]
+        for hold in _persist(lambda: client.list_holds(include_lifted=False))["holds"]
+        if _PREFIX.fullmatch(given) and hold["id"].startswith(given.lower())
+    ]
+    if not found:
+        raise CommandError(f"no active hold has an id that begins with {given}: `lastcall holds` lists them")
+    if len(found) > 1:
+        raise CommandError(f"{given} may be any of {', '.join(found)}: give more of it")
+    return found[0]
 
 
 class DeclinedError(CommandError):
@@ -391,11 +526,12 @@ class DeclinedError(CommandError):
 
 def _change(options: argparse.Namespace, ask: Callable[[str], T]) -> T:
     """Ask for a change until its outcome is known, or say that it is not: with one key, so that it is done once."""
-    key = options.idempotency_key or str(uuid.uuid4())
+    is_keyed = hasattr(options, "idempotency_key")  # or else a repeat changes nothing
+    key = (is_keyed and options.idempotency_key) or str(uuid.uuid4())
     repeat = ["lastcall", *sys.argv[1:]]
     if not getattr(options, "yes", True):
         repeat.append("--yes")
-    if not options.idempotency_key:
+    if is_keyed and not options.idempotency_key:
         repeat += ["--idempotency-key", key]
     unknown = f"whether it was done is not known; to learn it, or else do it, run: {shlex.join(repeat)}"
     try:

@@ -380,15 +380,15 @@ def test_the_command_at_the_console_reports_no_success_whose_wait_was_cancelled(
     console = SqlClient(site.db.uri)
     site.cluster.lose_standby()
     with ThreadPoolExecutor(1) as threads:
-        first = threads.submit(console.change, "cancel", str(batch), key="key-1")
+        first = threads.submit(console.change, "cancel_batch", batch_id=str(batch), key="key-1")
         cancel_wait(site, "cancel_batch")
         with pytest.raises(OutOfReachError) as unknown:
             first.result()
     assert unknown.value.may_be_done
     with pytest.raises(OutOfReachError, match="has not confirmed"):
-        console.change("cancel", str(batch), key="key-2")
+        console.change("cancel_batch", batch_id=str(batch), key="key-2")
     site.cluster.find_standby()
-    assert console.change("cancel", str(batch), key="key-1")["status"] == "cancelled"
+    assert console.change("cancel_batch", batch_id=str(batch), key="key-1")["status"] == "cancelled"
     console.close()
 
 

@@ -361,6 +361,116 @@ def test_without_a_terminal_it_does_not_skip_contacts_unless_told_yes(
     assert db.statuses(batch) == {"pending": 3}
 
 
+# Scopes.
+
+
+def for_agency(operator: Operator, agency: UUID) -> tuple[str, ...]:
+    """What the console has to say, where a user has an agency."""
+    return ("--agency", str(agency)) if "--sql" in operator.options else ()
+
+
+def test_contacts_are_skipped_by_id_and_by_column(operator: Operator, db: TestDatabase, agency: UUID) -> None:
+    batch = db.batch(agency)
+    db.contacts(batch, pending=5)
+    ids = [str(row["id"]) for row in db.rows("select id from campaign_contacts order by id")]
+    db.rows(
+        "insert into contact_data (agency_id, batch_id, contact_id, custom_data)"
+        """ select agency_id, batch_id, id, '{"plan": "gold"}' from campaign_contacts where id::text = any (%s)""",
+        ids[3:],
+    )
+    assert operator.json("skip", batch, "--where", "plan=gold", "--dry-run")["contacts_skipped"] == 2
+    assert db.statuses(batch) == {"pending": 5}
+    text = operator.done("skip", batch, "--contact", ids[0], "--contact", ids[1], "--yes", "--reason", "wrong list")
+    assert text.startswith(f"Batch {batch}: 2 contacts, 0 calls in progress, skipped")
+    operator.done("skip", batch, "--where", "plan=gold", "--status", "pending", "--max-attempts", "0", "--yes")
+    assert db.statuses(batch) == {"pending": 1, "skipped": 4}
+    assert operator.json("events", batch)["events"][0]["reason"] == "wrong list"
+
+
+def test_it_asks_before_some_contacts_are_skipped(in_app: Operator, db: TestDatabase, agency: UUID) -> None:
+    batch = db.batch(agency)
+    db.contacts(batch, pending=3, completed=1)
+    status, _, shown = in_app.at_terminal("skip", batch, "--status", "pending", types="n")
+    assert "Skip 3 contacts, 0 calls in progress, of batch" in shown
+    assert (status, db.statuses(batch)) == (1, {"pending": 3, "completed": 1})
+    assert in_app.at_terminal("skip", batch, "--status", "pending", types="y")[0] == 0
+    assert db.statuses(batch) == {"skipped": 3, "completed": 1}
+
+
+def test_a_skip_without_contacts_is_refused(operator: Operator, db: TestDatabase, agency: UUID) -> None:
+    batch = db.batch(agency)
+    assert refused(operator.run("skip", batch, "--yes")) == (1, "contact_ids or filter is required")
+    done = operator.run("skip", batch, "--where", "plan", "--yes")
+    assert (done.returncode, "must be COLUMN=VALUE" in done.stderr) == (2, True)
+
+
+def test_a_number_is_opted_out_in_every_batch(operator: Operator, db: TestDatabase, agency: UUID) -> None:
+    batches = [db.batch(agency) for _ in range(2)]
+    for batch in batches:
+        db.contacts(batch, pending=2)
+    more = ("--source", "e-mail", *for_agency(operator, agency))
+    text = operator.done("opt-out", "+15550000001", *more)
+    assert text.startswith("+15550000001 is on the do-not-call list: 2 contacts, 0 calls in progress, skipped, in 2 ")
+    assert operator.json("opt-out", "+15550000001", *more)["added"] is False
+    assert db.value("select source from do_not_call") == "e-mail"
+    assert refused(operator.run("opt-out", "911", *more))[0] == 1
+
+
+def test_calls_are_held_and_the_hold_is_listed_and_lifted(operator: Operator, db: TestDatabase, agency: UUID) -> None:
+    calling = db.calling(agency)
+    batch = db.batch(agency, campaign_id=calling["campaign_id"])
+    db.contacts(batch, pending=1)
+    whose = for_agency(operator, agency)
+    assert operator.json("hold", "--campaign", calling["campaign_id"], "--dry-run", *whose)["batches"] == 1
+    text = operator.done("hold", "--campaign", calling["campaign_id"], "--reason", "wrong price", "--yes", *whose)
+    assert "1 batches being dialed, with 0 calls in progress" in text
+    (held,) = operator.json("holds")["holds"]
+    assert (held["scope"], held["campaign_name"], held["reason"]) == ("campaign", "Q1 Outreach", "wrong price")
+    assert operator.json("show", batch)["batch"]["waiting_for"] == "hold"
+    assert re.search(r"campaign +Q1 Outreach +1 ", operator.done("holds"))
+    assert f"Hold {held['id']} is lifted: 1 batches go on" in operator.done("lift", held["id"][:8])
+    assert operator.json("holds")["holds"] == []
+    assert len(operator.json("holds", "--all")["holds"]) == 1
+
+
+@pytest.mark.parametrize("scope", ["--agent", "--from", "--whole-agency"])
+def test_calls_are_held_by_every_scope(operator: Operator, db: TestDatabase, agency: UUID, scope: str) -> None:
+    calling = db.calling(agency)
+    db.batch(agency, agent_mapping_id=calling["agent_mapping_id"], from_number=calling["from_number"])
+    of = {"--agent": [calling["agent_mapping_id"]], "--from": [calling["from_number"]]}.get(scope, [])
+    answer = operator.json(
+        "hold", scope, *of, "--until", "2999-01-01T00:00:00Z", "--yes", *for_agency(operator, agency)
+    )
+    assert (answer["batches"], answer["until"][:4]) == (1, "2999")
+
+
+def test_it_asks_before_calls_are_held(in_app: Operator, db: TestDatabase, agency: UUID) -> None:
+    batch = db.batch(agency)
+    db.contacts(batch, in_progress=3)
+    status, _, shown = in_app.at_terminal("hold", "--whole-agency", types="n")
+    assert "Hold 1 batches being dialed, with 3 calls in progress, and whatever begins" in shown
+    assert (status, db.rows("select from holds")) == (1, [])
+
+
+def test_everything_is_held_at_the_console_alone(at_console: Operator, in_app: Operator, db: TestDatabase) -> None:
+    db.batch(db.agency("Other"))
+    assert at_console.json("hold", "--everything", "--yes")["batches"] == 1
+    assert refused(in_app.run("hold", "--everything", "--yes")) == (
+        2, "--everything is for the SQL console: give --sql",
+    )  # fmt: skip
+    (held,) = in_app.json("holds")["holds"]
+    assert refused(in_app.run("lift", held["id"])) == (
+        1, "Only a service or a console may lift a hold of every agency",
+    )  # fmt: skip
+
+
+def test_a_hold_that_is_none_is_refused(operator: Operator) -> None:
+    assert refused(operator.run("lift", "abcdef")) == (
+        2, "no active hold has an id that begins with abcdef: `lastcall holds` lists them",
+    )  # fmt: skip
+    assert refused(operator.run("lift", uuid4())) == (1, "Hold not found")
+
+
 # When the reply is lost.
 
 
