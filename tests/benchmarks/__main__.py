@@ -6,11 +6,11 @@ import argparse
 import signal
 import sys
 
-from . import cancel, claims, cold_start, held, imports, neighbours, overload, serving, silence, webhooks, wide
+from . import cancel, claims, cold_start, held, imports, neighbours, overload, scopes, serving, silence, webhooks, wide
 from .lab import open_lab, progress
 
-BENCHMARKS = ("cancel", "silence", "claims", "webhooks", "imports", "overload", "neighbours", "held", "cold-start",
-              "serving")  # fmt: skip
+BENCHMARKS = ("cancel", "silence", "claims", "webhooks", "imports", "overload", "neighbours", "held", "scopes",
+              "cold-start", "serving")  # fmt: skip
 
 
 def main() -> int:
@@ -40,6 +40,10 @@ def main() -> int:
                 print(neighbours.run(lab, min(arguments.runs, 3)), flush=True)
             if "held" in arguments.only:
                 print(held.run(lab, min(arguments.runs, 3), size=max(arguments.sizes)), flush=True)
+            if "scopes" in arguments.only:
+                largest = max(arguments.sizes)
+                print(scopes.holds(lab, arguments.runs * 4, size=max(largest, 1000)), flush=True)
+                print(scopes.skips(lab, min(arguments.runs, 3), largest), flush=True)
             if "cold-start" in arguments.only:
                 print(cold_start.run(lab, arguments.runs * 4), flush=True)
             if "serving" in arguments.only:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import cancel, claims, cold_start, held, imports, neighbours, overload, serving, silence, webhooks, wide
+from . import cancel, claims, cold_start, held, imports, neighbours, overload, scopes, serving, silence, webhooks, wide
 from .lab import Lab, open_lab
 
 pytestmark = [pytest.mark.long, pytest.mark.one_postgres]
@@ -65,6 +65,13 @@ def test_imports_of_every_size(lab: Lab) -> None:
     found = rows(imports.run(lab, sizes=[20], runs=1))
     assert [row[0] for row in found] == ["20"]
     assert all(cell for row in found for cell in row)
+
+
+def test_a_hold_of_many_batches_and_skips_of_every_kind(lab: Lab) -> None:
+    (hold,) = rows(scopes.holds(lab, rounds=1, batches=20, size=20_000, number=2))
+    assert all(hold)
+    skipped = rows(scopes.skips(lab, runs=1, size=2000))
+    assert [row[0] for row in skipped] == ["all, by cancel_batch", "2,000 ids", "by status", "by a column"]
 
 
 def test_a_held_batch_and_a_cancelled_one_beside_one_that_is_dialed(lab: Lab) -> None:
