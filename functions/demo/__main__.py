@@ -1,25 +1,15 @@
-"""One process of the demo: `python -m functions.demo serve|carrier|dialer`.
-
-It ends when its stdin does, hence with the demo, however that ends: nothing is left behind by a kill -9.
-"""
+"""One process of the demo: `python -m functions.demo serve|carrier|dialer`. It ends when its stdin does."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 
-
-def _end_with_stdin() -> None:
-    # Not sys.stdin: its lock would be held, by a thread that never returns, when the interpreter ends.
-    while os.read(0, 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
+from ..processes import end_with_stdin
 
 
 def _main(kind: str) -> int:
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    end_with_stdin()
     if kind == "carrier":
         from ..dialer.simulated_carrier import Behaviour, serve
 

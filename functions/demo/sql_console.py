@@ -8,14 +8,9 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg import sql
 from psycopg.rows import dict_row
 
-from ..postgres_server import PostgresServer
 from .verdict import Books, CallName
-
-# Class of the advisory locks that number the demos at work in one server.
-_LOCK_CLASS = 0x64656D6F  # "demo"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,30 +24,6 @@ class Progress:
     failed: int
     skipped: int
     remaining: int
-
-
-class DatabaseClaim:
-    """A fresh database of this demo's own, demo_1 or, while other demos are at work in the folder, the
-    next free number; ours as long as the connection is open, which a killed demo's is not."""
-
-    def __init__(self, server: PostgresServer) -> None:
-        """Raises psycopg.Error."""
-        self._connection = psycopg.connect(server.uri(), autocommit=True)
-        number = 1
-        while not self._try_number(number):
-            number += 1
-        self.name = f"demo_{number}"
-        name = sql.Identifier(self.name)
-        self._connection.execute(sql.SQL("drop database if exists {} with (force)").format(name))
-        self._connection.execute(sql.SQL("create database {}").format(name))
-
-    def _try_number(self, number: int) -> bool:
-        row = self._connection.execute("select pg_try_advisory_lock(%s, %s)", [_LOCK_CLASS, number]).fetchone()
-        return row is not None and bool(row[0])
-
-    def close(self) -> None:
-        """Leave the database to the next demo."""
-        self._connection.close()
 
 
 class SqlConsole:

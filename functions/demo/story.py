@@ -16,13 +16,14 @@ import httpx2
 import psycopg
 
 from .._shared.settings import Settings
+from ..database_claim import DatabaseClaim
 from ..dialer.simulated_carrier import CarrierCall
 from ..local import STATE, CommandError, kept_secret, make_token
 from ..migrations import migrate
 from ..postgres_server import PostgresServer, PostgresServerError, embedded_postgres
+from ..processes import Process
 from .display import Display
-from .processes import Process
-from .sql_console import DatabaseClaim, Progress, SqlConsole
+from .sql_console import Progress, SqlConsole
 from .verdict import Reply, Verdict, events_to_tell, judge, judge_pause
 
 # The ids of stop-calling's example.
@@ -65,7 +66,7 @@ class Stage:
         self.display = display
         self.server = _start_postgres(stack)
         try:
-            claim = DatabaseClaim(self.server)
+            claim = DatabaseClaim(self.server, "demo")
             stack.callback(claim.close)
             self.database = claim.name
             migrate(self.server.uri(self.database))
@@ -116,7 +117,7 @@ class Stage:
         self.dialer = dialer
 
     def _start(self, stack: ExitStack, kind: str, environment: dict[str, str]) -> Process:
-        process = Process(kind, environment, STATE / f"{self.database}-{kind}.log")
+        process = Process("demo", kind, environment, STATE / f"{self.database}-{kind}.log")
         stack.callback(process.end)
         return process
 

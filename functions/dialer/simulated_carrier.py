@@ -22,6 +22,7 @@ import json
 import random
 import socket
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields
@@ -70,6 +71,8 @@ class Behaviour:
     late: float = 0.0
     """Share of the webhooks that are sent late, hence out of order."""
     late_s: float = 2.0
+    record: str | None = None
+    """File to which each request and each end of a call is appended when it happens, as a line of JSON."""
 
 
 @dataclass
@@ -103,6 +106,38 @@ class CarrierCall:
         return self.call_id, self.lease
 
 
+class RecordFile:
+    """The carrier's record as an append-only file: {"event": "request" or "end", "at", ...} a line.
+
+    at: when the carrier saw the request, in seconds of the monotonic clock. not_before: when the carrier had surely not
+    received the request yet. A carrier that waits for the processor sees a request later than it came; the time lies
+    between the two.
+    """
+
+    _BEAT_S = 0.005
+    _BEATS = 4
+    """A request passes so many turns of the event loop, at most, from the socket to the carrier."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed with the process
+        self._beats = deque([time.monotonic()], maxlen=self._BEATS)
+
+    async def beat(self) -> None:
+        """Note the time again and again: what came before the last turns of the event loop would have been seen."""
+        while True:
+            self._beats.append(time.monotonic())
+            await asyncio.sleep(self._BEAT_S)
+
+    def request(self, at: float, body: dict[str, Any]) -> None:
+        self._write("request", at, {"not_before": self._beats[0], **body})
+
+    def end(self, call: CarrierCall) -> None:
+        self._write("end", call.ended_at, asdict(call))
+
+    def _write(self, event: str, at: float | None, fields: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"event": event, "at": at, **fields}) + "\n")
+
+
 class SimulatedCarrier:
     """Calls, and the record of them."""
 
@@ -117,9 +152,12 @@ class SimulatedCarrier:
         """The calls that go on, by the carrier's id."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._http: httpx2.AsyncClient | None = None
+        self._file = RecordFile(behaviour.record) if behaviour.record else None
 
     @asynccontextmanager
     async def running(self, _app: Starlette) -> AsyncIterator[None]:
+        if self._file is not None:
+            self._start(self._file.beat())
         async with httpx2.AsyncClient(timeout=10, trust_env=False) as self._http:
             yield
             for task in self._tasks:
@@ -128,6 +166,8 @@ class SimulatedCarrier:
     async def place(self, request: Request) -> Response:
         arrived_at, now = time.monotonic(), datetime.now(UTC)
         body = await request.json()
+        if self._file is not None:
+            self._file.request(arrived_at, body)
         behaviour = self._behaviour
         chance = random.Random(f"{behaviour.seed}/{body['call_id']}")  # noqa: S311 - the same story every time
         fate = chance.random()
@@ -211,6 +251,8 @@ class SimulatedCarrier:
         call.status = "failed" if call.joined_at_utc is None else "completed"
         call.outcome = outcome
         call.duration_seconds = round(talked_s, 1)
+        if self._file is not None:
+            self._file.end(call)
         self._tell("call.ended", call, chance)
 
     def _tell(self, event: str, call: CarrierCall, chance: random.Random) -> None:
