@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0 done, 1 refused or failed, or the demo's verdict is no,
+    """Run the command; returns the exit status: 0 done, 1 refused or failed, or the verdict of demo or prove is no,
     2 cannot run, 3 the service is out of reach, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
@@ -103,6 +103,32 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--contacts", type=int, default=5000, metavar="N", help="contacts per batch (default 5000)")
     demo.add_argument("--keep", action="store_true", help="go on serving, and print curl commands to try")
     demo.set_defaults(run=_demo)
+
+    prove = commands.add_parser(
+        "prove",
+        help="race dialers against cancels, stops and holds on your database, and judge",
+        description="Dial batches at a simulated carrier, end calls of every scope at random meanwhile, and freeze and "
+        "kill dialers. The carrier's record, the record of the replies and a dump of the contacts are written into a "
+        "folder; a checker that reads these alone gives the verdict. On DATABASE_URL, of the core's owner or the "
+        "service, in which nothing else is dialed; or without one, on an embedded PostgreSQL under .lastcall/. The "
+        "race adds agencies named 'lastcall prove ...', and removes them at the end. No real call is placed. "
+        "LASTCALL_PLACE_WITHIN_MS counts.",
+        epilog="Exit status: 0 PASS; 1 FAIL; 2 cannot run; 130 interrupted. "
+        "Check the records yourself: python -m functions.prove.checker FOLDER",
+    )
+    prove.add_argument("--seconds", type=_seconds, default=35.0, metavar="S", help="to race (default 35)")
+    prove.add_argument("--contacts", type=int, default=400, metavar="N", help="contacts per batch (default 400)")
+    prove.add_argument("--dialers", type=int, default=3, metavar="N", help="dialers (default 3)")
+    prove.add_argument("--seed", type=int, metavar="N", help="of the random choices (default: a random one, printed)")
+    prove.add_argument(
+        "--way",
+        choices=("core", "edge"),
+        default="core",
+        help="core, or edge: the usual edge functions in the place of the core, which fail (default core)",
+    )
+    prove.add_argument("--out", type=Path, metavar="FOLDER", help="where the records go (default: a temporary folder)")
+    prove.add_argument("--keep", action="store_true", help="leave the agencies of the race in the database")
+    prove.set_defaults(run=_prove)
 
     _add_operator(commands)
     return parser
@@ -435,3 +461,19 @@ def _demo(options: argparse.Namespace) -> int:
     from .demo import run
 
     return run(options.contacts, keep=options.keep)
+
+
+def _prove(options: argparse.Namespace) -> int:
+    from .prove import Plan, run
+
+    return run(
+        Plan(
+            seconds=options.seconds,
+            contacts=options.contacts,
+            dialers=options.dialers,
+            seed=options.seed,
+            way=options.way,
+            out=options.out,
+            keep=options.keep,
+        )
+    )
