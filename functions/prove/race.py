@@ -133,24 +133,41 @@ class Dialers:
             for dialer in self._dialers:
                 dialer.check()
 
-    def disturb(self, chance: random.Random, place_within_s: float, over: threading.Event) -> None:
-        """Freeze and kill dialers at random, one at a time."""
+    def disturb(
+        self,
+        chance: random.Random,
+        place_within_s: float,
+        over: threading.Event,
+        wait_for_claim: Callable[[], None],
+    ) -> None:
+        """Freeze and kill dialers at random, with calls on their way if wait_for_claim can tell."""
         while not over.wait(chance.uniform(*_BETWEEN_DISTURBANCES_S)):
-            place, fate = chance.randrange(len(self._dialers)), chance.random()
-            if fate < 0.25:
-                with self._lock:
-                    self._dialers[place].send_signal(signal.SIGKILL)
-                    self._dialers[place].end()
-                    self._dialers[place] = self._start(next(self._numbers))
-                    self._dialers[place].ready()
-                self.killed += 1
+            fate = chance.random()
+            # All of them: the machine stands still.
+            places = [*range(len(self._dialers))] if fate < 0.35 else [chance.randrange(len(self._dialers))]
+            wait_for_claim()
+            if fate > 0.75:
+                self._replace(places[0])
                 continue
             # Until a request in the dialer is too late, or just not.
-            share = chance.uniform(1.1, 1.6) if fate < 0.65 else chance.uniform(0.1, 0.9)
-            self._dialers[place].send_signal(signal.SIGSTOP)
+            share = chance.uniform(1.1, 1.6) if chance.random() < 0.5 else chance.uniform(0.1, 0.9)
+            self._signal(places, signal.SIGSTOP)
             over.wait(share * place_within_s)
-            self._dialers[place].send_signal(signal.SIGCONT)
-            self.frozen += 1
+            self._signal(places, signal.SIGCONT)
+            self.frozen += len(places)
+
+    def _signal(self, places: Sequence[int], number: signal.Signals) -> None:
+        for place in places:
+            self._dialers[place].send_signal(number)
+
+    def _replace(self, place: int) -> None:
+        """Kill a dialer, and start another one."""
+        with self._lock:
+            self._dialers[place].send_signal(signal.SIGKILL)
+            self._dialers[place].end()
+            self._dialers[place] = self._start(next(self._numbers))
+            self._dialers[place].ready()
+        self.killed += 1
 
     def kill(self) -> None:
         """End all of them at once."""

@@ -23,7 +23,7 @@ from . import Plan
 from .checker import Verdict
 from .edge import EdgeWay, Pages, recount
 from .race import Dialers, Record, Results, Users, Worker
-from .ways import CoreWay, Way
+from .ways import CoreWay, Way, wait_for_claim
 from .world import AGENCIES, Agency, Session, World
 
 MAX_CONCURRENT = 10
@@ -134,8 +134,7 @@ def race(plan: Plan, folder: Path, stack: ExitStack) -> int:
     for agency in stage.world.agencies:
         workers += _users(stage, agency, over)
     if plan.way == "core":
-        chance = stage.users.chance("dialers")
-        workers.append(Worker(lambda: stage.dialers.disturb(chance, stage.place_within_s, over)))
+        workers.append(_disturbance(stage, over))
     try:
         _watch(stage, plan.seconds, workers)
     except BaseException:
@@ -177,6 +176,15 @@ def _users(stage: Stage, agency: Agency, over: threading.Event) -> list[Worker]:
         Worker(lambda: stage.users.end_batches(agency, ending, over)),
         Worker(lambda: stage.users.hold_calls(agency, holding, over)),
     ]
+
+
+def _disturbance(stage: Stage, over: threading.Event) -> Worker:
+    session, chance = stage.connect(), stage.users.chance("dialers")
+
+    def wait() -> None:
+        wait_for_claim(session, [batch for agency in stage.world.agencies for batch in [*agency.batches]])
+
+    return Worker(lambda: stage.dialers.disturb(chance, stage.place_within_s, over, wait))
 
 
 def _watch(stage: Stage, seconds: float, workers: list[Worker]) -> None:

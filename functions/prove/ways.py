@@ -13,6 +13,16 @@ from .world import Batch, Row, Session
 CLAIMED_WITHIN_S = 0.1
 
 
+def wait_for_claim(session: Session, batches: Sequence[Batch]) -> None:
+    """Wait until a dialer has claimed contacts of one of the batches and not started them, for a moment at most."""
+    give_up_at = time.monotonic() + CLAIMED_WITHIN_S
+    ids = [batch.id for batch in batches]
+    while time.monotonic() < give_up_at and not session.rows(
+        "select from call_batches where id = any (%s::uuid[]) and queued > 0", ids
+    ):
+        pass
+
+
 @dataclass(frozen=True, kw_only=True)
 class End:
     """A request to end calls. scope: batch, contacts, number, campaign, agent, caller_number or agency."""
@@ -59,21 +69,14 @@ class CoreWay:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def prepare(self, end: End, batches: Sequence[Batch]) -> None:  # noqa: ARG002 - of each scope alike
-        """Wait until a dialer has claimed contacts of one of the batches, for a moment: an end that comes between the
-        claim and the carrier has the hardest race."""
-        give_up_at = time.monotonic() + CLAIMED_WITHIN_S
-        ids = [batch.id for batch in batches]
-        while time.monotonic() < give_up_at and not self._session.rows(
-            "select from call_batches where id = any (%s::uuid[]) and queued > 0", ids
-        ):
-            pass
+    def prepare(self, end: End, batches: Sequence[Batch]) -> None:  # noqa: ARG002 - the batches say it
+        """Wait for a claim: an end that comes between the claim and the carrier has the hardest race."""
+        wait_for_claim(self._session, batches)
 
     def end(self, end: End) -> Row:
         if end.what == "hold":
             return self._hold(end)
-        arguments: list[Any]
-        query, arguments = {
+        queries: dict[str, tuple[str, list[Any]]] = {
             "cancel": ("select * from cancel_batch(%s::uuid)", [end.id]),
             "stop": ("select * from stop_batch(%s)", [end.id]),
             "pause": ("select * from pause_batch(%s::uuid)", [end.id]),
@@ -82,7 +85,8 @@ class CoreWay:
                 [end.id, [str(contact) for contact in end.contacts]],
             ),
             "opt_out": ("select * from opt_out(phone_number => %s, agency_id => %s::uuid)", [end.id, end.agency]),
-        }[end.what]
+        }
+        query, arguments = queries[end.what]
         return self._session.row(query, *arguments)
 
     def _hold(self, end: End) -> Row:
