@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 PASS; 1 FAIL; 2 cannot run; 130 interrupted. "
         "Check the records yourself: python -m functions.prove.checker FOLDER",
     )
-    prove.add_argument("--seconds", type=_seconds, default=35.0, metavar="S", help="to race (default 35)")
+    prove.add_argument("--seconds", type=_seconds, default=40.0, metavar="S", help="to race (default 40)")
     prove.add_argument("--contacts", type=int, default=400, metavar="N", help="contacts per batch (default 400)")
     prove.add_argument("--dialers", type=int, default=3, metavar="N", help="dialers (default 3)")
     prove.add_argument("--seed", type=int, metavar="N", help="of the random choices (default: a random one, printed)")

@@ -19,7 +19,8 @@ from ..local import CommandError
 MIN_CONTACTS = 100
 MAX_CONTACTS = 50_000
 """Most contacts of a batch: there are no more numbers for fiction (world.py)."""
-MAX_DIALERS = 32
+MAX_DIALERS = 8
+"""A dialer has up to 10 connections, and a PostgreSQL usually 100."""
 
 
 @dataclass(frozen=True, kw_only=True)

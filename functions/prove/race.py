@@ -25,7 +25,7 @@ WAITING = 0.5
 """Share of the ends that wait for silence."""
 _BETWEEN_ENDS_S = (0.02, 0.25)
 _BETWEEN_HOLDS_S = (0.2, 0.8)
-_BETWEEN_DISTURBANCES_S = (0.3, 1.5)
+_BETWEEN_DISTURBANCES_S = (0.5, 2.0)
 _POLL_S = 0.01
 _FEED_S = 0.05
 _REFUSED = "PT"
@@ -144,9 +144,9 @@ class Dialers:
         while not over.wait(chance.uniform(*_BETWEEN_DISTURBANCES_S)):
             fate = chance.random()
             # All of them: the machine stands still.
-            places = [*range(len(self._dialers))] if fate < 0.35 else [chance.randrange(len(self._dialers))]
+            places = [*range(len(self._dialers))] if fate < 0.2 else [chance.randrange(len(self._dialers))]
             wait_for_claim()
-            if fate > 0.75:
+            if fate > 0.8:
                 self._replace(places[0])
                 continue
             # Until a request in the dialer is too late, or just not.

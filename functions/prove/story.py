@@ -110,7 +110,6 @@ class Stage:
             "LASTCALL_CARRIER_TIMEOUT_MS": str(round(CARRIER_TIMEOUT_S * 1000)),
             "LASTCALL_RECONCILE_AFTER_S": str(math.ceil(self.place_within_s + 3 * CARRIER_TIMEOUT_S)),
             "LASTCALL_RECONCILE_EVERY_MS": "500",
-            "LASTCALL_POOL_SIZE": "6",
         }
         if self._plan.way == "edge":
             loop = self._start("edge", "edge", settings)
