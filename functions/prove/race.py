@@ -23,9 +23,13 @@ ENDS = {"cancel": 1, "stop": 2, "pause": 3, "skip": 4, "opt_out": 4}
 HOLDS = {"campaign": 3, "agent": 3, "caller_number": 3, "agency": 1}
 WAITING = 0.5
 """Share of the ends that wait for silence."""
-_BETWEEN_ENDS_S = (0.02, 0.25)
-_BETWEEN_HOLDS_S = (0.2, 0.8)
-_BETWEEN_DISTURBANCES_S = (0.5, 2.0)
+HELD_FOR = (0.1, 1.5)
+"""How long a hold lasts, in place-by times: some outlast it, and some do not."""
+RESTING_FOR = (0.3, 1.8)
+"""The same for a batch that was paused or stopped."""
+BETWEEN_ENDS_S = (0.02, 0.25)
+BETWEEN_HOLDS_S = (0.2, 0.8)
+BETWEEN_DISTURBANCES_S = (0.5, 2.0)
 _POLL_S = 0.01
 _FEED_S = 0.05
 _REFUSED = "PT"
@@ -141,7 +145,7 @@ class Dialers:
         wait_for_claim: Callable[[], None],
     ) -> None:
         """Freeze and kill dialers at random, with calls on their way if wait_for_claim can tell."""
-        while not over.wait(chance.uniform(*_BETWEEN_DISTURBANCES_S)):
+        while not over.wait(chance.uniform(*BETWEEN_DISTURBANCES_S)):
             fate = chance.random()
             # All of them: the machine stands still.
             places = [*range(len(self._dialers))] if fate < 0.2 else [chance.randrange(len(self._dialers))]
@@ -204,7 +208,7 @@ class Users:
         chance = self.chance(f"batches of {self._world.agencies.index(agency)}")
         resting: list[tuple[float, Batch]] = []
         whats = ["cancel"]  # so that each race has a cancel
-        while not over.wait(chance.uniform(*_BETWEEN_ENDS_S)):
+        while not over.wait(chance.uniform(*BETWEEN_ENDS_S)):
             for resume_at, batch in [*resting]:
                 if time.monotonic() >= resume_at:
                     resting.remove((resume_at, batch))
@@ -221,7 +225,7 @@ class Users:
             end = self._choose(what, batch, chance)
             replied = self.perform(end, way, wait=chance.random() < WAITING and what in ("cancel", "stop", "pause"))
             if replied is not None and what in ("stop", "pause"):
-                resting.append((time.monotonic() + chance.uniform(0.3, 1.8) * self._place_within_s, batch))
+                resting.append((time.monotonic() + chance.uniform(*RESTING_FOR) * self._place_within_s, batch))
 
     def _replace_finished(self, agency: Agency) -> None:
         statuses = self._world.statuses()
@@ -245,15 +249,14 @@ class Users:
     def hold_calls(self, agency: Agency, way: Way, over: threading.Event) -> None:
         """Hold calls of an agency, and lift each hold."""
         chance = self.chance(f"holds of {self._world.agencies.index(agency)}")
-        while not over.wait(chance.uniform(*_BETWEEN_HOLDS_S)):
+        while not over.wait(chance.uniform(*BETWEEN_HOLDS_S)):
             scope = chance.choices([*HOLDS], [*HOLDS.values()])[0]
             id_ = agency.id if scope == "agency" else chance.choice(getattr(agency, f"{scope}s"))
             end = End(what="hold", scope=scope, id=id_, agency=agency.id)
             held = self.perform(end, way, wait=chance.random() < WAITING)
             if held is None:
                 continue
-            # Some holds outlast the place-by time, and some do not.
-            over.wait(chance.uniform(0.1, 1.5) * self._place_within_s)
+            over.wait(chance.uniform(*HELD_FOR) * self._place_within_s)
             number, reply = held
             self._begin("lift", end.id, lambda: way.lift(end, reply), of=number)  # noqa: B023 - called at once
 

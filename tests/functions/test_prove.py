@@ -82,7 +82,7 @@ def looks_before_the_lock(start_call: str) -> str:
         "  v_batch := private.lock_batch(p_agency_id, p_batch_id);\n",
         "  select b.* into v_batch from public.call_batches b where b.agency_id = p_agency_id and b.id = p_batch_id;\n"
         "  v_delayed := (v_batch.status <> 'processing' or private.is_held(v_batch, clock_timestamp()))::integer;\n"
-        "  perform pg_sleep(1.2);\n"
+        "  perform pg_sleep(1);\n"
         "  v_batch := private.lock_batch(p_agency_id, p_batch_id);\n",
     ).replace("if v_batch.status <> 'processing' or private.is_held(v_batch, v_now) then", "if v_delayed = 1 then")
 
@@ -90,7 +90,7 @@ def looks_before_the_lock(start_call: str) -> str:
 def does_not_look(start_call: str) -> str:
     return start_call.replace(
         "  v_batch := private.lock_batch(p_agency_id, p_batch_id);\n",
-        "  perform pg_sleep(1.2);\n  v_batch := private.lock_batch(p_agency_id, p_batch_id);\n",
+        "  perform pg_sleep(1);\n  v_batch := private.lock_batch(p_agency_id, p_batch_id);\n",
     ).replace("if v_batch.status <> 'processing' or private.is_held(v_batch, v_now) then", "if false then")
 
 
@@ -107,6 +107,9 @@ def test_a_broken_gate_fails(
     # Holds of agencies that wait for silence, one after another: each meets calls that wait at the slow gate.
     monkeypatch.setattr(race, "HOLDS", {"agency": 1})
     monkeypatch.setattr(race, "WAITING", 1.0)
+    monkeypatch.setattr(race, "HELD_FOR", (0.8, 0.9))  # longer than the gate takes
+    monkeypatch.setattr(race, "BETWEEN_HOLDS_S", (1.5, 2.0))  # time to dial again
+    monkeypatch.setattr(race, "BETWEEN_DISTURBANCES_S", (60, 60))  # a dialer that was frozen places none of these calls
     done = prove(db.uri, tmp_path, "--seconds", "10", "--dialers", "2", "--contacts", "150", "--seed", "7")
     assert done.returncode == 1, done.stdout + done.stderr
     assert UNSILENT in rules(done), done.stdout
