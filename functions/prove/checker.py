@@ -142,7 +142,7 @@ class Verdict:
             times, about = requests[row["batch"], row["contact"]], f"contact {row['contact']} of batch {row['batch']}"
             if row["status"] in ("queued", "in_progress"):
                 self._found("no contact is left in the middle", f"{about} is {row['status']}")
-            if times != row["attempts"] or (row["status"] == "completed" and not times):
+            if times > row["attempts"] or (row["status"] == "completed" and not times):
                 self._found(
                     "the database counts what the carrier saw",
                     f"{about}, {row['status']}: {row['attempts']} attempts, {times} requests",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -127,57 +128,62 @@ def recount(session: Session, agencies: Sequence[str]) -> None:
 
 
 async def dial(database_url: str, carrier_url: str) -> None:
-    """Dial the batches that are being processed, each by a loop of its own, until cancelled. Prints `ready`, and a
-    line for each page."""
+    """Dial the batches that are being processed, each by a loop of its own, until SIGTERM; each call is recorded then.
+    Prints `ready`, and a line for each page."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with (
         httpx2.AsyncClient(base_url=carrier_url, trust_env=False, timeout=30) as http,
+        await _connect(database_url) as connection,
         asyncio.TaskGroup() as tasks,
     ):
-        connection = await _connect(database_url)
         begun: set[str] = set()
         print("ready", flush=True)
-        while True:
+        while not stop.is_set():
             batches = await connection.execute("select id::text from call_batches where status = 'processing'")
             for batch in await batches.fetchall():
                 if batch["id"] not in begun:
                     begun.add(batch["id"])
-                    tasks.create_task(_dial_batch(await _connect(database_url), http, batch["id"]))
+                    tasks.create_task(_dial_batch(database_url, http, batch["id"], stop))
             await asyncio.sleep(_LOOK_AGAIN_S)
 
 
-async def _dial_batch(connection: psycopg.AsyncConnection[Row], http: httpx2.AsyncClient, batch: str) -> None:
-    while True:
-        found = await connection.execute("select status::text from call_batches where id = %s", [batch])
-        status = (await found.fetchall())[0]["status"]
-        if status == "cancelled":
-            await connection.close()
+async def _dial_batch(database_url: str, http: httpx2.AsyncClient, batch: str, stop: asyncio.Event) -> None:
+    async with await _connect(database_url) as connection:
+        while not stop.is_set():
+            found = await connection.execute("select status::text from call_batches where id = %s", [batch])
+            (row,) = await found.fetchall()
+            if row["status"] == "cancelled":
+                return
+            if row["status"] == "processing":
+                await _dial_page(connection, http, batch, stop)
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+
+async def _dial_page(
+    connection: psycopg.AsyncConnection[Row], http: httpx2.AsyncClient, batch: str, stop: asyncio.Event
+) -> None:
+    page = await connection.execute(
+        "select id, phone_number from campaign_contacts where batch_id = %s and status = 'pending' order by id limit %s",
+        [batch, PAGE],
+    )
+    contacts = await page.fetchall()
+    print("page", batch, len(contacts), flush=True)
+    for contact in contacts:
+        if stop.is_set():
             return
-        if status != "processing":
-            await asyncio.sleep(_LOOK_AGAIN_S)
-            continue
-        page = await connection.execute(
-            "select id, phone_number from campaign_contacts"
-            " where batch_id = %s and status = 'pending' order by id limit %s",
-            [batch, PAGE],
+        call = {
+            "batch_id": batch,
+            "call_id": contact["id"],
+            "lease": str(uuid4()),
+            "contact_id": contact["id"],
+            "to": contact["phone_number"],
+        }
+        await http.post("/calls", json=call)
+        await connection.execute(
+            "update campaign_contacts set status = 'completed', attempts = attempts + 1 where id = %s", [contact["id"]]
         )
-        contacts = await page.fetchall()
-        print("page", batch, len(contacts), flush=True)
-        for contact in contacts:
-            call = {
-                "batch_id": batch,
-                "call_id": contact["id"],
-                "lease": str(uuid4()),
-                "contact_id": contact["id"],
-                "to": contact["phone_number"],
-            }
-            await http.post("/calls", json=call)
-            await connection.execute(
-                "update campaign_contacts set status = 'completed', attempts = attempts + 1 where id = %s",
-                [contact["id"]],
-            )
-            await asyncio.sleep(BETWEEN_S)
-        if not contacts:
-            await asyncio.sleep(_LOOK_AGAIN_S)
+        await asyncio.sleep(BETWEEN_S)
 
 
 async def _connect(database_url: str) -> psycopg.AsyncConnection[Row]:
