@@ -1,8 +1,9 @@
 """`lastcall prove`: the race of ends against dialers, on the user's own database, with a verdict.
 
 Dialers (`lastcall process --loop`) dial at a simulated carrier, which is a process of its own and keeps its own record.
-Users cancel, stop, pause, skip, opt out and hold at random, while dialers are frozen and killed. A checker reads the
-records and nothing else (checker.py).
+Users cancel, stop, pause, skip, opt out and hold at random, while dialers are frozen and killed. This process reports
+how calls ended, from the carrier's record, in the place of webhooks. A checker reads the records and nothing else
+(checker.py).
 """
 
 from __future__ import annotations

@@ -164,7 +164,8 @@ async def _dial_page(
     connection: psycopg.AsyncConnection[Row], http: httpx2.AsyncClient, batch: str, stop: asyncio.Event
 ) -> None:
     page = await connection.execute(
-        "select id, phone_number from campaign_contacts where batch_id = %s and status = 'pending' order by id limit %s",
+        "select id, phone_number from campaign_contacts"
+        " where batch_id = %s and status = 'pending' order by id limit %s",
         [batch, PAGE],
     )
     contacts = await page.fetchall()

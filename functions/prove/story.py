@@ -30,6 +30,7 @@ MAX_CONCURRENT = 10
 """Most calls at a time in each batch."""
 CARRIER_TIMEOUT_S = 1.0
 DRAINED_WITHIN_S = 60.0
+STOPPED_WITHIN_S = 15.0
 _LOOK_EVERY_S = 0.25
 _TELL_EVERY_S = 10.0
 
@@ -127,9 +128,9 @@ def race(plan: Plan, folder: Path, stack: ExitStack) -> int:
     exit status. Raises CommandError and psycopg.Error."""
     stage = Stage(plan, folder, stack)
     over = threading.Event()
-    stack.callback(over.set)
     following = Worker(stage.results.follow)
     workers = [following]
+    stack.callback(_stop, stage, over, workers)
     for agency in stage.world.agencies:
         workers += _users(stage, agency, over)
     if plan.way == "core":
@@ -209,6 +210,14 @@ def _drain(stage: Stage, workers: list[Worker]) -> None:
     while stage.world.open_calls() and time.monotonic() < give_up_at:
         _check(workers)
         time.sleep(_LOOK_EVERY_S)
+
+
+def _stop(stage: Stage, over: threading.Event, workers: list[Worker]) -> None:
+    """End the workers, so that none adds a row any more."""
+    over.set()
+    stage.results.end()
+    for worker in workers:
+        worker.join(STOPPED_WITHIN_S)
 
 
 def _check(workers: list[Worker]) -> None:

@@ -32,6 +32,9 @@ select a.name, count(*) as batches
  group by a.name
  order by a.name
 """
+_WAITING_WEBHOOKS = """
+select count(*) as n from webhook_queue where agency_id <> all (%s) and status in ('pending', 'failed')
+"""
 
 
 class Session:
@@ -128,13 +131,15 @@ class World:
 
     def refuse_others(self) -> None:
         """Raise CommandError if batches of others are being dialed: the dialers of a run dial whatever there is."""
-        found = self.session.rows(_LIVE, [UUID(agency.id) for agency in self.agencies])
-        if found:
-            names = ", ".join(f"{row['batches']} of {row['name']!r}" for row in found[:3])
+        own = [UUID(agency.id) for agency in self.agencies]
+        webhooks = self.session.row(_WAITING_WEBHOOKS, own)["n"]
+        live = [f"{row['batches']} of {row['name']!r}" for row in self.session.rows(_LIVE, own)]
+        if live or webhooks:
+            found = f"live batches: {', '.join(live[:3]) or 'none'}; webhooks that wait: {webhooks}"
             raise CommandError(
-                f"other batches are live in this database ({names}): lastcall prove would dial them at its own carrier."
-                " Give it a database in which nothing else is dialed. Agencies that a killed run left behind are named"
-                f" '{NAME} ...': delete them."
+                f"others dial in this database ({found}), and lastcall prove would dial for them at its own carrier."
+                f" Use a database in which nothing is dialed. Agencies named '{NAME} ...' were left behind by a killed"
+                " run: delete them."
             )
 
     def refuse_dialers(self, canary_s: float = CANARY_S) -> None:

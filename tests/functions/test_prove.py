@@ -21,6 +21,8 @@ from functions.prove.checker import Verdict
 from ..support.command import LASTCALL, environment, lastcall_here
 from ..support.database import TestDatabase, connect
 
+pytestmark = pytest.mark.one_postgres
+
 LATE = "none arrives more than 2 s after a reply"
 UNSILENT = "none arrives after a reply that waited for silence"
 
@@ -160,7 +162,7 @@ def test_a_database_in_which_others_dial_is_refused(db: TestDatabase, tmp_path: 
     before = db.state()
     done = prove(db.uri, tmp_path)
     assert done.returncode == 2
-    assert "other batches are live in this database (1 of 'Busy')" in done.stderr
+    assert "others dial in this database (live batches: 1 of 'Busy'; webhooks that wait: 0)" in done.stderr
     assert db.state() == before
 
 
