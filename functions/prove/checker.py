@@ -97,11 +97,11 @@ class Verdict:
                 for place, request in self._of[batch["batch"]]:
                     if request["at"] <= end["replied"] or request["at"] >= until or not named(end, request):
                         continue
-                    after_s = request["not_before"] - end["replied"]
                     what = f"{_call(request)}, {request['at'] - end['replied']:.3f} s after the reply to {_end(end)}"
-                    if after_s > end["silent_within_s"]:
+                    if request["not_before"] > end["replied"] + end["silent_within_s"]:
                         self._found(f"none arrives more than {end['silent_within_s']:g} s after a reply", what)
                     elif silent is not None and request["not_before"] > silent:
+                        what += f", {request['at'] - silent:.3f} s after its silence"
                         self._found("none arrives after a reply that waited for silence", what)
                     else:
                         self.raced[place] = request
