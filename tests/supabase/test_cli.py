@@ -27,6 +27,9 @@ ACCEPTED = {
     # would make that faster and every new batch slower, and tempt plans that look for an agency's batches.
     "unindexed_foreign_keys_public_call_batches_call_batches_agency_id_campaign_id_fkey",
     "unindexed_foreign_keys_public_call_batches_call_batches_agency_id_agent_mapping_id_fkey",
+    # Holds are few.
+    "unindexed_foreign_keys_public_holds_holds_agency_id_campaign_id_fkey",
+    "unindexed_foreign_keys_public_holds_holds_agency_id_agent_mapping_id_fkey",
 }
 """Hints of the advisors that we do not follow."""
 
