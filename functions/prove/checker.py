@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+HELD_S = 10.0
+"""Holds of so many seconds, all told, are time enough for other batches to go on."""
 SHOWN = 3
 """Violations of each rule that are printed."""
 
@@ -89,6 +91,7 @@ class Verdict:
         self.violations.setdefault(rule, []).append(what)
 
     def _check_silence(self, begins: list[Row]) -> None:
+        held_s = 0.0
         for end in self.ends:
             until = min((begin["asked"] for begin in begins if allows(begin, end)), default=float("inf"))
             reached = [batch for batch in self.batches.values() if covers(end, batch)]
@@ -97,7 +100,8 @@ class Verdict:
                 for place, request in self._of[batch["batch"]]:
                     if request["at"] <= end["replied"] or request["at"] >= until or not named(end, request):
                         continue
-                    what = f"{_call(request)}, {request['at'] - end['replied']:.3f} s after the reply to {_end(end)}"
+                    about = f"{_scope(end)} (end {end['n']})"
+                    what = f"{_call(request)}, {request['at'] - end['replied']:.3f} s after the reply to {about}"
                     if request["not_before"] > end["replied"] + end["silent_within_s"]:
                         self._found(f"none arrives more than {end['silent_within_s']:g} s after a reply", what)
                     elif silent is not None and request["not_before"] > silent:
@@ -107,13 +111,14 @@ class Verdict:
                         self.raced[place] = request
                         self.latest_s = max(self.latest_s, request["at"] - end["replied"])
             if end["what"] == "hold":
+                held_s += until - end["replied"]
                 held = {batch["batch"] for batch in reached}
                 self.went_on |= {
                     place
                     for place, request in enumerate(self.requests)
                     if end["replied"] < request["at"] < until and request["batch_id"] not in held
                 }
-        if any(end["what"] == "hold" for end in self.ends) and not self.went_on:
+        if held_s >= HELD_S and not self.went_on:
             self._found("other batches go on while some are held", "no request of any other batch")
 
     def _check_calls(self, rows: list[Row]) -> None:
@@ -180,10 +185,6 @@ def _call(request: Row) -> str:
 
 def _scope(end: Row) -> str:
     return f"hold of {end['scope']}" if end["what"] == "hold" else str(end["what"])
-
-
-def _end(end: Row) -> str:
-    return f"{_scope(end)} (end {end['n']})"
 
 
 def main(folder: str) -> int:

@@ -207,7 +207,13 @@ class Users:
         that is over."""
         chance = self.chance(f"batches of {self._world.agencies.index(agency)}")
         resting: list[tuple[float, Batch]] = []
-        whats = ["cancel"]  # so that each race has a cancel
+        whats = [
+            "opt_out",
+            "skip",
+            "pause",
+            "stop",
+            "cancel",
+        ]  # each of them once, from the last one on, then at random
         while not over.wait(chance.uniform(*BETWEEN_ENDS_S)):
             for resume_at, batch in [*resting]:
                 if time.monotonic() >= resume_at:
@@ -221,9 +227,10 @@ class Users:
             if len(dialed) <= len(agency.batches) // 3:
                 continue
             batch = chance.choice(dialed)
+            wait = bool(whats) or chance.random() < WAITING
             what = whats.pop() if whats else chance.choices([*ENDS], [*ENDS.values()])[0]
             end = self._choose(what, batch, chance)
-            replied = self.perform(end, way, wait=chance.random() < WAITING and what in ("cancel", "stop", "pause"))
+            replied = self.perform(end, way, wait=wait and what in ("cancel", "stop", "pause"))
             if replied is not None and what in ("stop", "pause"):
                 resting.append((time.monotonic() + chance.uniform(*RESTING_FOR) * self._place_within_s, batch))
 

@@ -29,6 +29,7 @@ from .world import AGENCIES, Agency, Session, World
 MAX_CONCURRENT = 10
 """Most calls at a time in each batch."""
 CARRIER_TIMEOUT_S = 1.0
+DIALED_WITHIN_S = 60.0
 DRAINED_WITHIN_S = 60.0
 STOPPED_WITHIN_S = 15.0
 _LOOK_EVERY_S = 0.25
@@ -131,6 +132,7 @@ def race(plan: Plan, folder: Path, stack: ExitStack) -> int:
     following = Worker(stage.results.follow)
     workers = [following]
     stack.callback(_stop, stage, over, workers)
+    _wait_for_calls(stage, following)
     for agency in stage.world.agencies:
         workers += _users(stage, agency, over)
     if plan.way == "core":
@@ -168,6 +170,19 @@ def race(plan: Plan, folder: Path, stack: ExitStack) -> int:
 def say(what: str, text: str) -> None:
     """Print a line about something."""
     print(f"{what:12}{text}", flush=True)
+
+
+def _wait_for_calls(stage: Stage, following: Worker) -> None:
+    """Wait until the dialers dial. Raises CommandError when they do not."""
+    give_up_at = time.monotonic() + DIALED_WITHIN_S
+    while not stage.results.requests:
+        _check([following])
+        stage.dialers.check()
+        if time.monotonic() > give_up_at:
+            raise CommandError(
+                f"no call reached the carrier within {DIALED_WITHIN_S:.0f} seconds: see the dialers' logs"
+            )
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _users(stage: Stage, agency: Agency, over: threading.Event) -> list[Worker]:

@@ -349,6 +349,7 @@ def test_a_lift_ends_its_own_hold_alone(judge: Judge) -> None:
 def test_others_go_on_while_some_are_held(judge: Judge) -> None:
     ends = [BATCH, end("hold", "campaign", "c1")]
     assert judge([request(1, 9.0)], ends) == {"other batches go on while some are held": 1}
+    assert judge([request(1, 9.0)], [*ends, begin("lift", 20.0, of=1)]) == {}
 
 
 def test_no_attempt_is_placed_twice(judge: Judge) -> None:
