@@ -64,7 +64,7 @@ comment on function private.check_hold(public.holds) is 'Check that what a hold 
 -- When it has committed, start_call lets no call of a batch in the scope through any more.
 -- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin; everything, for a user), PT404 (no such agency,
 -- campaign, agent or number), PT400 (not exactly one scope; no agency; an end that has passed), PT409 (idempotency key
--- reused), PT503 (another request holds one of the batches).
+-- reused), PT503 (another request holds one of the batches), 0A000 (a stricter isolation than read committed).
 create or replace function private.hold_calls(
   p_hold public.holds, p_scopes integer, p_everything boolean, p_dry_run boolean)
 returns public.hold_calls_result

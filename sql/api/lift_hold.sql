@@ -9,7 +9,8 @@ create type public.lift_hold_result as (
 -- Lift a hold: the batches in its scope go on as they were, unless another hold reaches them. Lifting a lifted hold again is
 -- a success, and changes nothing.
 -- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin; a hold of every agency, for a user), PT404 (no
--- such hold of the agency), PT400 (no hold_id), PT503 (another request holds one of the batches).
+-- such hold of the agency), PT400 (no hold_id), PT503 (another request holds one of the batches), 0A000 (a stricter
+-- isolation than read committed).
 create or replace function private.lift_hold(p_hold_id uuid, p_reason text)
 returns public.lift_hold_result
 language plpgsql volatile

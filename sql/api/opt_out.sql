@@ -14,7 +14,7 @@ create type public.opt_out_result as (
 -- When it has committed, start_call lets no call to the number through any more.
 -- Any user of the agency may do this. p_agency_id: see private.find_agency; for a service or a console never null.
 -- Raises PT401 (not signed in), PT403 (of no agency), PT404 (no such agency, or not the user's), PT400 (not an E.164 number;
--- no agency), PT503 (another request holds one of the batches).
+-- no agency), PT503 (another request holds one of the batches), 0A000 (a stricter isolation than read committed).
 create or replace function private.opt_out(p_agency_id uuid, p_phone_number text, p_source text, p_reason text)
 returns public.opt_out_result
 language plpgsql volatile

@@ -28,7 +28,7 @@ revoke execute on function private.admit_contacts(uuid) from public;
 comment on function private.admit_contacts(uuid) is 'Let the transaction add contacts to batches of an agency.';
 
 -- Let nobody add contacts to batches of an agency until the transaction ends, and wait for those who are about to.
--- Raises PT503 (another request takes too long), 40001 (another opt-out meanwhile, at a stricter isolation).
+-- Raises PT503 (another request takes too long), 0A000 (a stricter isolation than read committed).
 create or replace function private.close_contacts(p_agency_id uuid)
 returns void
 language plpgsql volatile
@@ -37,6 +37,7 @@ as $$
 declare
   v_lock_timeout constant text := current_setting('lock_timeout');
 begin
+  perform private.require_read_committed();
   perform private.commit_durably();
   perform set_config('lock_timeout', private.longest_wait(), true);
   insert into private.contact_admissions as a (agency_id)

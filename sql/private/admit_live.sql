@@ -25,7 +25,7 @@ comment on function private.admit_live(uuid) is 'Let the transaction bring batch
 
 -- Let nobody bring batches of an agency (null: of any agency) to life until the transaction ends, and wait for those who
 -- are about to. Holds of the agency take turns here.
--- Raises PT503 (another request takes too long), 40001 (meanwhile, at a stricter isolation).
+-- Raises PT503 (another request takes too long), 0A000 (a stricter isolation than read committed).
 create or replace function private.close_live(p_agency_id uuid)
 returns void
 language plpgsql volatile
@@ -34,6 +34,7 @@ as $$
 declare
   v_lock_timeout constant text := current_setting('lock_timeout');
 begin
+  perform private.require_read_committed();
   perform private.commit_durably();
   perform set_config('lock_timeout', private.longest_wait(), true);
   -- Updates, though nothing changes: at a stricter isolation, whoever had looked at the holds before fails.

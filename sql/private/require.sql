@@ -77,3 +77,24 @@ $$;
 
 revoke execute on function private.require_service() from public;
 comment on function private.require_service() is 'The caller, a service or a console.';
+
+-- The transaction, which must be at isolation level read committed: at a stricter one a statement does not see those
+-- who committed while it waited for their lock, and would leave their batches and contacts out.
+-- Raises 0A000 (a stricter isolation).
+create or replace function private.require_read_committed()
+returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+    raise sqlstate '0A000'
+      using message = format('It needs isolation level read committed; this transaction is %s',
+        current_setting('transaction_isolation')),
+        hint = 'Run it at isolation level read committed';
+  end if;
+end;
+$$;
+
+revoke execute on function private.require_read_committed() from public;
+comment on function private.require_read_committed() is 'The transaction, at isolation level read committed.';

@@ -244,6 +244,23 @@ def test_a_resume_that_saw_no_hold_is_refused_at_a_stricter_isolation(
     assert db.batch_row(batch)["status"] == "paused"
 
 
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+@pytest.mark.parametrize("hold", [*HOLDS, "lifted"])
+def test_a_hold_that_cannot_see_a_batch_resumed_meanwhile_is_refused(
+    db: TestDatabase, world: dict[str, Any], hold: str, isolation: str
+) -> None:
+    batch = waiting_batch(db, world, "paused")
+    held = db.value("select (hold_calls(whole_agency => true, agency_id => %s)).hold_id", world["agency"])
+    with db.connect() as strict:
+        strict.execute(f"begin isolation level {isolation}")
+        strict.execute("select from call_batches")
+        db.rows("select resume_batch(%s)", batch)
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="read committed") as refused:
+            strict.execute(f"select {HOLDS.get(hold, 'lift_hold(%(held)s)')}", {**world, "held": held})
+    assert refused.value.diag.message_hint == "Run it at isolation level read committed"
+    assert db.rows("select id from holds where lifted_at is null") == [{"id": held}]
+
+
 @pytest.mark.parametrize("hold", HOLDS)
 def test_batches_of_other_agencies_come_to_life_while_an_agency_is_being_held(
     db: TestDatabase, world: dict[str, Any], hold: str
@@ -340,6 +357,20 @@ def test_an_addition_that_saw_no_opt_out_is_refused_at_a_stricter_isolation(
         with pytest.raises(psycopg.errors.SerializationFailure):
             strict.execute(f"select {ADDS[add]}", adding)
     assert places(db) == {}
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_an_opt_out_that_cannot_see_a_contact_added_meanwhile_is_refused(
+    db: TestDatabase, adding: dict[str, Any], isolation: str
+) -> None:
+    db.rows("select add_contacts(%s, %s)", adding["batch"], json.dumps([{"phone_number": "+15550000003"}]))
+    with db.connect() as strict:
+        strict.execute(f"begin isolation level {isolation}")
+        strict.execute("select from do_not_call")
+        db.rows("select add_contacts(%s, %s)", adding["batch"], adding["contacts"])
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="read committed"):
+            strict.execute(f"select {OPT_OUT}", adding)
+    assert (places(db), db.rows("select from do_not_call")) == ({"pending": 1}, [])
 
 
 def test_contacts_are_added_for_other_agencies_during_an_opt_out(db: TestDatabase, adding: dict[str, Any]) -> None:
