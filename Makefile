@@ -65,11 +65,12 @@ soak: install  ## five minutes of everything at once, with dialers killed, and a
 fuzz: install  ## hostile input, 2,000 examples of each kind, others each time
 	FUZZ_EXAMPLES=2000 $(PYTEST) --timeout 3600 tests/fuzz
 
-prove: install  ## the promise, at length: lastcall prove, crashes, stops, failovers, raced starts, the model (spin)
+prove: install  ## the promise, at length: lastcall prove, crashes, stops, failovers, raced starts, interleavings, the model (spin)
 	$(BIN)/lastcall prove --seconds 300
 	CRASHES=100 STOPS=200 PROMOTIONS=100 $(BIN)/pytest --timeout 3600 -k "called_twice or unread_places or promotion" \
 	  tests/concurrency/test_leases.py tests/dialer/test_place_by.py tests/concurrency/test_failover.py
 	RACED_STARTS=1000000 $(BIN)/pytest -s --timeout 3600 -k raced_start tests/concurrency/test_scopes.py
+	INTERLEAVINGS=all $(BIN)/pytest --timeout 3600 tests/concurrency/test_interleavings.py
 	MODEL=all $(BIN)/pytest -s tests/model
 
 lint: install  ## ruff, mypy, import-linter, deno
