@@ -70,6 +70,7 @@ def test_the_service_may_run_it_too(db: TestDatabase, tmp_path: Path) -> None:
     assert len(kept) == 2
 
 
+@pytest.mark.long
 def test_edge_functions_fail_by_late_calls_alone(db: TestDatabase, tmp_path: Path) -> None:
     before = db.state()
     # Each agency's first end comes when the dial loop has a page of the batch in hand, for 10 seconds.
@@ -96,6 +97,7 @@ def does_not_look(start_call: str) -> str:
     ).replace("if v_batch.status <> 'processing' or private.is_held(v_batch, v_now) then", "if false then")
 
 
+@pytest.mark.long
 @pytest.mark.own_database
 @pytest.mark.parametrize("broken", [looks_before_the_lock, does_not_look])
 def test_a_broken_gate_fails(
