@@ -6,6 +6,9 @@ SUPABASE_CLI_VERSION := 3.1.0
 # More workers than cores: many tests wait, for a process or for a lock.
 WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) * 3)))
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
+# Each worker, and each command that a test runs, reads what an earlier one compiled, even where the environment asks
+# Python to keep nothing.
+export PYTHONDONTWRITEBYTECODE :=
 export DENO_DIR := $(CURDIR)/$(VENV)/deno
 
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,12 @@ SERVER_OPTIONS = {
     "autovacuum": "off",
     "jit": "off",
     "max_connections": "100",
+    # Shared memory is a file in the data folder: it goes with the folder of a server that was killed.
+    "dynamic_shared_memory_type": "mmap",
 }
+_MEMORY = Path("/dev/shm")
+_NEEDED_BYTES = 4 * 2**30
+"""Three times the most that a run of all tests takes."""
 
 
 def new_server(folder: Path) -> PostgresServer:
@@ -50,8 +56,11 @@ def new_container(image: str) -> ContainerServer:
 
 @contextmanager
 def short_lived_folder() -> Iterator[Path]:
-    """An empty folder that other users may pass through; the folder is removed at the end of the block."""
+    """An empty folder that other users may pass through, in memory if there is room, until the end of the block."""
+    in_memory = os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= _NEEDED_BYTES
     # Not pytest's tmp_path: each run of pytest closes the folder above it to all other users, and
     # PostgreSQL runs as another user when the tests run as root.
-    with tempfile.TemporaryDirectory(prefix="lastcall-test-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="lastcall-test-", dir=_MEMORY if in_memory else None, ignore_cleanup_errors=True
+    ) as folder:
         yield Path(folder)
