@@ -76,7 +76,9 @@ prove: install  ## the promise, at length: lastcall prove, crashes, stops, failo
 	INTERLEAVINGS=all $(BIN)/pytest --timeout 3600 tests/concurrency/test_interleavings.py
 	MODEL=all $(BIN)/pytest -s tests/model
 
-lint: install  ## ruff, mypy, import-linter, deno
+# A sentence begins with the thing that it is about, not with one of the words in tests/openings.txt.
+lint: install  ## ruff, mypy, import-linter, deno, and the openings of sentences
+	! git grep -nEf tests/openings.txt -- ':!LICENSE' ':!supabase/migrations' ':!tests/openings.txt'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

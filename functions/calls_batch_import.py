@@ -85,7 +85,7 @@ async def _import(request: Request, caller: Caller) -> Response:
 async def _import_contacts(
     request: Request, caller: Caller, contacts: ContactFile, batch: dict[str, Any]
 ) -> dict[str, Any]:
-    """Group by group, from where the import is. What keeps it from its end says how far it came."""
+    """Import group by group, from where the import stands. An error that stops it says how far it came."""
     key = request.headers.get("idempotency-key")
     progress = await call(request, caller, "begin_import", file_hash=contacts.sha256, idempotency_key=key, **batch)
     ids = {name: progress[name] for name in ("batch_id", "import_id")}

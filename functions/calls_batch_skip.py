@@ -14,7 +14,7 @@ from ._shared.database import call
 from ._shared.http import edge_function, read_body, reply
 from ._shared.text import Text
 
-# What 10,000 ids and a filter need at most.
+# Bytes of a body: 10,000 ids and a filter need at most as many.
 _MAX_BYTES = 1 << 20
 
 

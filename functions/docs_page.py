@@ -75,7 +75,7 @@ class _Page:
             for path, operations in self.of(tag):
                 yield from self.operations(path, operations)
             yield "</section>"
-        yield "<section id='security'><h2>Who is asking</h2>"
+        yield "<section id='security'><h2>Authentication</h2>"
         for name, scheme in self.api["components"]["securitySchemes"].items():
             text = _text(scheme["description"])
             yield f"<article id='{_id('security', name)}'><h3>{escape(name)}</h3>{text}</article>"
@@ -95,7 +95,7 @@ class _Page:
                 operation = operations[0][1]
                 yield f"<li><a href='#{operation['operationId']}'>{escape(operation['summary'])}</a></li>"
             yield "</ul>"
-        yield "<a href='#security'>Who is asking</a><br><a href='#schemas'>Schemas</a></nav>"
+        yield "<a href='#security'>Authentication</a><br><a href='#schemas'>Schemas</a></nav>"
 
     def operations(self, path: str, operations: list[tuple[str, Object]]) -> Iterator[str]:
         """Operations that differ in their method only are shown as one."""
@@ -140,9 +140,9 @@ class _Page:
         yield "</details>"
 
     def security(self, operation: Object) -> str:
-        """Who may ask."""
+        """The ways to authenticate, with links."""
         links = [f"<a href='#{_id('security', name)}'>{escape(name)}</a>" for name in self.schemes(operation)]
-        return f"Who is asking: {' or '.join(links)}." if links else "Anybody may ask."
+        return f"Authentication: {' or '.join(links)}." if links else "Open to everybody."
 
     def schemes(self, operation: Object) -> list[str]:
         """The security schemes, one of which is needed."""
@@ -150,7 +150,7 @@ class _Page:
         return [name for choice in choices for name in choice]
 
     def schema(self, schema: Object) -> str:
-        """What a schema says, its properties as a table."""
+        """The description of a schema, and its properties as a table."""
         parts = [_text(schema.get("description", "")), "" if "properties" in schema else f"<p>{self.type(schema)}</p>"]
         if "properties" in schema:
             required = schema.get("required", [])
@@ -220,7 +220,7 @@ class _Page:
         return " \\\n  ".join(lines)
 
     def resolve(self, given: Object) -> Object:
-        """What a reference names, with what is said beside it."""
+        """The schema that a reference names, with the keys beside the reference."""
         if "$ref" not in given:
             return given
         found: Object = self.api

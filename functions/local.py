@@ -1,4 +1,4 @@
-"""What `lastcall` keeps on this machine, and how its commands say that they cannot run."""
+"""The files that `lastcall` keeps on this machine, and the error of commands that cannot run."""
 
 from __future__ import annotations
 

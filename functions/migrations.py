@@ -119,7 +119,7 @@ def source_files() -> list[str]:
 
 def create_migration(name: str) -> Path | None:
     """Write the files of sql/ that differ from what the migrations hold of them into a new migration
-    `name`, and return its path; None when nothing changed. What cannot be run again as it is (a
+    `name`, and return its path; None when nothing changed. A statement that cannot run again (a
     table, a type, an index) has to be turned into its change by hand."""
     migrated: dict[str, str] = {}
     for path in sorted(MIGRATIONS.glob("*.sql")):

@@ -27,9 +27,9 @@ class PostgresServerError(Exception):
 class PostgresServer:
     """The server whose data is in `folder`, listening on a Unix socket only.
 
-    Several processes may use one folder: the first starts the server, the last one out stops it. Who
-    is in is known by file locks, which the kernel releases when a process is killed, so that a crash
-    leaves nothing behind that would have to be cleaned up by hand.
+    Several processes may use one folder: the first starts the server, the last one out stops it. Each
+    process holds a file lock, which the kernel releases when the process is killed: a crash leaves
+    nothing behind that would have to be cleaned up by hand.
     """
 
     def __init__(self, bin_folder: Path, folder: Path, options: dict[str, str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Write supabase/functions/<name>/index.ts for each function of the app: python supabase/forwarders.py [folder]
 
-A function is called like its handler, with dashes. What follows its path's first parameter is passed on as it comes.
+A function is called like its handler, with dashes. The path after its first parameter is passed on as it comes.
 """
 
 from __future__ import annotations

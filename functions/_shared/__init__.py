@@ -1,1 +1,1 @@
-"""What every function shares: settings, HTTP, authentication, database, logging."""
+"""Code that every function shares: settings, HTTP, authentication, database, logging."""

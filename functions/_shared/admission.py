@@ -1,4 +1,4 @@
-"""Who may use the database's connections, and when."""
+"""Admission to the database's connections: which procedures may run now, and which wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .settings import Settings
 
 CURRENT_AGENCY = "current_agency"
 """The procedure that tells the agency of a user."""
-# What keeps calls from starting: it does not wait for those who read, create or import.
+# The procedures that keep calls from starting. They do not wait for reads, creations or imports.
 _ENDING = ("cancel_batch", "pause_batch", "stop_batch", "skip_contacts", "opt_out", "hold_calls")
 
 
@@ -94,7 +94,7 @@ class TurnsByKey:
 
 
 class Admission:
-    """Who may use the connections.
+    """Limits how many procedures use the connections at a time.
 
     Of all procedures but those that end calls only so many run at a time that some connections are left for these. One
     agency has fewer than that many at a time, so that another one always finds a connection, and a user one for each

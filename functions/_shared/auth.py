@@ -1,4 +1,4 @@
-"""Who is calling: the Supabase JWT of the request, verified."""
+"""The caller: the Supabase JWT of the request, verified."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class JwksCache:
     async def get(self, kid: str) -> jwt.PyJWK:
         """The key of that id. Raises jwt.InvalidTokenError (there is none), 503 (out of reach)."""
         if not self._knows(kid) or (self._is_old() and not self._lock.locked()):
-            # Whose key is not known waits here for a fetch under way, and shares what it brings.
+            # A request with an unknown key waits here for a fetch under way, and uses its keys.
             async with self._lock:
                 if (not self._knows(kid) or self._is_old()) and not self._is_cooling_down():
                     await self._fetch()

@@ -1,4 +1,4 @@
-"""What the functions that create or change batches have in common."""
+"""Code shared by the functions that create or change batches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class BatchSettings(msgspec.Struct, kw_only=True):
 
 
 def given(arguments: msgspec.Struct) -> dict[str, Any]:
-    """Those that are given: the procedure has defaults for the others."""
+    """The arguments that the request gives: the procedure has defaults for the others."""
     return {name: value for name, value in msgspec.structs.asdict(arguments).items() if value is not None}
 
 

@@ -151,7 +151,7 @@ def _spool(records: Iterator[list[str] | str], columns: _Columns, contacts: Cont
 
 
 class _Columns:
-    """What the header says of each column."""
+    """The meaning of each column, by the header."""
 
     def __init__(self, header: list[str] | str) -> None:
         names = [name.strip() for name in header] if isinstance(header, list) else []

@@ -1,4 +1,4 @@
-"""Read an uploaded file in a process of its own. Nobody but its sender notices what a hostile file makes of it: a
+"""Read an uploaded file in a process of its own. Only the sender of a hostile file notices its effects: a
 workbook of 12 kB can unpack to a row that needs more memory than there is, and all of it is work for the interpreter
 that should be answering others."""
 
@@ -24,12 +24,12 @@ MAX_MEMORY_BYTES = 1 << 30
 MAX_CPU_S = 180
 """Most seconds that it computes."""
 _NEEDED = ("PATH", "LD_LIBRARY_PATH", "TMPDIR")
-"""What of the environment an interpreter may need to start."""
+"""The environment variables that an interpreter may need to start."""
 _KINDS = ("csv", "xlsx", "xls")
 
 
 class _Answer(msgspec.Struct):
-    """What the process says of the file: its groups, whose rows it wrote into the spool, or the error."""
+    """The answer of the process about the file: its groups, whose rows it wrote into the spool, or the error."""
 
     sha256: str = ""
     groups: list[tuple[int, int, int]] = []
@@ -40,7 +40,7 @@ class _Answer(msgspec.Struct):
 
 async def read_apart(file: IO[bytes], name: str) -> ContactFile:
     """The whole file, as read_contacts gives it. Raises FileError, also for one that takes more than 1 GiB of memory
-    or 3 minutes of computing. Who is cancelled meanwhile leaves no process behind."""
+    or 3 minutes of computing. A request that is cancelled meanwhile leaves no process behind."""
     kind = name.lower().rpartition(".")[2]
     spool = tempfile.TemporaryFile()  # noqa: SIM115
     arguments = (spool.fileno(), MAX_MEMORY_BYTES, MAX_CPU_S)

@@ -1,4 +1,4 @@
-"""What the functions that take contacts have in common."""
+"""Code shared by the functions that take contacts."""
 
 from __future__ import annotations
 

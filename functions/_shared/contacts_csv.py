@@ -14,7 +14,7 @@ COLUMNS = [
     "max_attempts", "outcome", "duration_seconds", "outcome_notes", "call_id", "last_attempt_at", "completed_at",
     "created_at", "do_not_call", "custom_data",
 ]  # fmt: skip
-# What spreadsheets take for the beginning of a formula, the full-width forms among it.
+# Spreadsheets take these characters, full-width forms included, for the beginning of a formula.
 _FORMULA = re.compile(r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-][0-9]+(\.[0-9]+)?", re.ASCII)
 

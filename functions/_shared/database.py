@@ -1,6 +1,6 @@
 """Call one stored procedure as the caller, in one round trip. No function speaks SQL but here.
 
-Two transports answer alike: Postgres itself, and PostgREST. What a procedure refuses (sqlstate
+Two transports answer alike: Postgres itself, and PostgREST. A refusal of a procedure (sqlstate
 PTxyz, made in SQL) becomes a FunctionError with HTTP status xyz.
 """
 
@@ -37,8 +37,7 @@ _RETRY_SQLSTATES = ("40001", "40P01")
 UNAVAILABLE_SQLSTATES = ("08", "53", "57P")
 # A lock that another transaction holds; that of a batch is refused as batch_busy, in SQL.
 _LOCKED_SQLSTATE = "55P03"
-# What Postgres cannot hold of JSON that it was given as it came: half a surrogate pair or a NUL, a number
-# too large, too many levels.
+# Postgres refuses JSON that holds half a surrogate pair, a NUL, a number too large or too many levels.
 _JSON_SQLSTATES = ("22P02", "22P05", "22003", "54001")
 
 
@@ -106,7 +105,7 @@ class _Connection(psycopg.AsyncConnection[Any]):
         try:
             connection = await super().connect(*args, **kwargs)
         except psycopg.OperationalError as error:
-            # Hosts, users and reasons. What is said of a URL that cannot be read may quote its password.
+            # Hosts, users and reasons. An error about a URL that cannot be parsed may quote its password.
             reason = " ".join(str(error).split())
             logger.warning("no connection to the database", extra={"fields": {"reason": reason}})
             raise
@@ -129,8 +128,8 @@ class PostgresDatabase:
     """The procedures, by a pool of Postgres connections.
 
     Every call is one pipeline, hence one round trip and one implicit transaction: isolation, role, claims
-    and procedure travel together. What is set lasts for the transaction only, so that nothing of one
-    caller is left for the next, behind a transaction pooler too.
+    and procedure travel together. The settings last for the transaction only: nothing of one caller
+    is left for the next, behind a transaction pooler too.
     """
 
     def __init__(self, settings: Settings, observer: Observer = NOBODY) -> None:
@@ -157,7 +156,7 @@ class PostgresDatabase:
 
     async def _execute(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
         try:
-            # What has begun comes to its end, also when nobody waits for it any more: the connection is clean then.
+            # A procedure that has begun runs to its end, even if the client has gone: its connection stays clean.
             async with self._connection(self._admission.call(caller, procedure, arguments)) as connection:
                 connection.is_unconfirmed = False
                 with anyio.fail_after(self._deadline_s, shield=True):

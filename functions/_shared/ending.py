@@ -1,4 +1,4 @@
-"""What the functions that end or pause a batch have in common: they tell what can still start and is in progress."""
+"""Code shared by the functions that end or pause a batch: their replies count the calls that can still start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is the same for every function over HTTP: method, body, replies, errors, request id, CORS."""
+"""HTTP as every function speaks it: method, body, replies, errors, request id, CORS."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ErrorBody = Callable[[FunctionError], dict[str, Any]]
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
 
-# Of a body over the limit, so much is read and forgotten: who is still sending when the connection is
-# closed may never see the reply.
+# Bytes to read and discard beyond the limit: a client that is still sending when the connection closes may never see
+# the 413.
 _PASSED_OVER_BYTES = 1 << 25
 
 LARGE_AT_ONCE = 16

@@ -1,4 +1,4 @@
-"""Logs as JSON lines on stderr. What is logged is chosen field by field: no token, body or phone number."""
+"""Logs as JSON lines on stderr. Each field is chosen: no token, body or phone number is logged."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What the service does, told to whoever watches it. Nobody does by default; metrics and traces do when the settings
-ask for them (functions/observability), and nothing but those knows of Prometheus or OpenTelemetry."""
+"""Operations of the service, reported to watchers. By default there is none. The settings add metrics and traces
+(functions/observability), the only modules that know Prometheus and OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Operation:
         self.name = name
         """Which function, procedure and so on: one of a few, never what somebody sent."""
         self.outcome: str = ""
-        """How it ended, one word of a few. Of what raised: refused, unavailable, error, or abandoned (it was ended
-        from outside)."""
+        """How it ended, one word of a few. An operation that raised: refused, unavailable, error, or abandoned (it was
+        ended from outside)."""
         self.details = details
-        """What else traces tell: ids and codes, never a name, a number or a text that somebody sent."""
+        """Further attributes for traces: ids and codes, never a name, a number or a text from a request."""
         self.links = links
         """Operations that this one goes on with, though it is not within them."""
         self.remote = remote
@@ -56,7 +56,7 @@ class Operation:
         """How long it took; None: it has not ended."""
         self.trace_id: str | None = None
         self.span: Any = None
-        """What traces keep of it."""
+        """The span, if traces are on."""
 
     def __enter__(self) -> Operation:
         if self._watchers:
@@ -91,7 +91,7 @@ def _outcome(error: BaseException) -> str:
 
 
 class Watcher(Protocol):
-    """Who is told."""
+    """Receives the beginning, the end and the counts of operations."""
 
     def begin(self, operation: Operation) -> None:
         """An operation begins."""

@@ -51,8 +51,8 @@ class Settings:
     pool_size: int = 10
     """Most database connections."""
     pool_reserved: int = 4
-    """Of these, how many only a cancel, stop or pause may use; of one agency at most one fewer run at a time. One
-    connection at least is for everything else."""
+    """Connections that only a cancel, stop or pause may use. One agency uses at most one fewer at a time. At least one
+    connection is for everything else."""
     pool_timeout_s: float = 5.0
     """Seconds that a request waits for a connection before it is answered 503."""
     pool_max_waiting: int = 200
@@ -68,7 +68,7 @@ class Settings:
     max_upload_bytes: int = 256 << 20
     """The same for uploaded files."""
     carrier: str | None = None
-    """Who places the calls, one of CARRIERS; None: nobody, and nothing can be dialed."""
+    """The carrier that places the calls, one of CARRIERS; without one no batch can be dialed."""
     carrier_url: str | None = None
     """Where the carrier is, if not at its own public address."""
     ultravox_api_key: str | None = None
@@ -82,7 +82,7 @@ class Settings:
     """Seconds between two times that the carrier is asked about calls whose end is not known."""
     metrics_host: str = "127.0.0.1"
     metrics_ports: range | None = None
-    """Where the functions tell metrics: a process takes the first of these ports that is free. None: nowhere."""
+    """Ports of the metrics: a process takes the first that is free. None: no metrics are served."""
     dialer_metrics_ports: range | None = None
     """The same for a dialer."""
     traces: str | None = None

@@ -1,4 +1,4 @@
-"""What the demo shows: lines of text, and the batches' progress, live on a terminal."""
+"""The output of the demo: lines of text, and the batches' progress, live on a terminal."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class SqlConsole:
         return {row["status"]: row["n"] for row in rows}
 
     def books(self, batch_id: UUID) -> Books:
-        """What the database holds of a batch that was cancelled or stopped."""
+        """The rows of a batch that was cancelled or stopped, as the database holds them."""
         contacts = self._rows(
             "select status::text, count(*) as n from campaign_contacts where batch_id = %s"
             " group by campaign_contacts.status order by campaign_contacts.status",

@@ -39,9 +39,9 @@ class Reply:
     """Just after the reply was read."""
     status_code: int
     batch_status: str | None
-    """What the reply says the batch is now."""
+    """The status of the batch by the reply."""
     contacts_skipped: int | None
-    """What the reply says was skipped; None: it does not say."""
+    """The skipped contacts by the reply; None: the reply does not count them."""
     started_before: frozenset[CallName]
     """The calls of the batch that start_call had let through, as the database showed just before the request."""
     started_calls: frozenset[CallName]
@@ -52,7 +52,7 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Books:
-    """What the database holds of a batch."""
+    """The state of a batch in the database."""
 
     status: str
     contacts: Mapping[str, int]
@@ -64,7 +64,7 @@ class Books:
     webhooks: Mapping[str, int]
     """How many events have each status; `late`: ignored, because the call was over already."""
     unbalanced: Sequence[str]
-    """What private.check_counters() has to say."""
+    """The rows of private.check_counters(), as text."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was found of one batch."""
+    """The findings about one batch."""
 
     checks: Sequence[Check]
     notes: Sequence[str]
-    """What is worth telling, and decides nothing."""
+    """Facts worth telling that decide nothing."""
 
     @property
     def holds(self) -> bool:

@@ -1,5 +1,5 @@
-"""What a carrier is to the dialer. Adding one is a module beside this one with `connect(settings)`, named
-like the value of LASTCALL_CARRIER, and its line in the settings' CARRIERS."""
+"""A carrier as the dialer sees it. A new carrier is a module beside this one with `connect(settings)`, named like the
+value of LASTCALL_CARRIER, and its line in the settings' CARRIERS."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class OpenCall(msgspec.Struct, frozen=True, kw_only=True):
     batch_id: UUID
     call_id: int
     lease: UUID | None
-    """None: claimed before leases had names; the carrier was told none."""
+    """The lease of the call; a call claimed before leases had names has none, and the carrier knows none."""
     status: str
     carrier_call_id: str | None
     age_seconds: float
@@ -78,7 +78,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     carrier_call_id: str
     duration_seconds: float | None = None
-    """None: there was no conversation."""
+    """Seconds of conversation; None: there was none."""
     notes: str | None = None
 
 
@@ -109,11 +109,11 @@ class AccountRefusedError(CarrierUnavailableError):
 
 
 class CallUnclearError(Exception):
-    """Nobody can tell whether the carrier has it: the request may have arrived."""
+    """The carrier may or may not have the call: the request may have arrived."""
 
 
 class Carrier(Protocol):
-    """Who places calls. The carrier is told id and lease of each call, and finds and reports it by both."""
+    """Places calls. The carrier is told id and lease of each call, and finds and reports it by both."""
 
     async def place(self, call: Call, place_by: PlaceBy) -> GoingOn | Ended:
         """Place a call. The module checks place_by as late as it can: when the request is about to be written.
@@ -121,7 +121,7 @@ class Carrier(Protocol):
         surely not placed; CallUnclearError."""
 
     async def find(self, call: OpenCall) -> GoingOn | Ended | None:
-        """What the carrier knows of a call; None: it has no such call. Raises AccountRefusedError,
+        """Return the carrier's knowledge of a call; None: the carrier has no such call. Raises AccountRefusedError,
         CarrierUnavailableError and CallUnclearError: it does not say; CallRefusedError: it will not."""
 
     async def withdraw(self, call: OpenCall) -> GoingOn | Ended | None:
@@ -188,7 +188,7 @@ class CarrierHttp:
             raise CarrierUnavailableError(told, _retry_after(response))
         if status in _ACCOUNT_STATUSES:
             raise AccountRefusedError(told)
-        # Of a request that took too long, and of anything that is no answer to it, nothing is known.
+        # A timeout, or a reply from something between the carrier and the dialer, tells nothing about the call.
         if status == 408 or not response.is_client_error:
             raise CallUnclearError(told)
         raise CallRefusedError(told)

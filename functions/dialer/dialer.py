@@ -1,8 +1,8 @@
 """The dialer: it claims contacts in groups, passes start_call as the last step before the carrier, places
 what start_call returned and nothing else, and records what became of each call, in groups.
 
-It never looks whether a batch was cancelled or stopped: start_call does. What it cannot know it does not
-guess: a call that the carrier may or may not have is unknown until the carrier tells (reconcile).
+The dialer never looks whether a batch was cancelled or stopped: start_call does. The dialer does not guess: a call
+that the carrier may or may not have is unknown until the carrier tells (reconcile).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ MAX_RECOVER_S = 30.0
 
 
 class Round(msgspec.Struct):
-    """What a dialer did."""
+    """The calls of a dialer, counted by outcome."""
 
     batches_processed: int = 0
     """Batches that contacts were claimed of."""
@@ -105,7 +105,7 @@ class Dialer:
         self._connections = Connections(settings.pool_size)
         self._recorder = Recorder(database, self._service, self._connections, observer, self._wake.set)
         self._stop: asyncio.Event | None = None
-        """When running as a service: set when it is to end. None: in a bounded run."""
+        """Set to end a dialer that runs as a service; a bounded run has none."""
         self._held_until = 0.0
         """Until then, by the monotonic clock, the carrier takes no calls."""
         self._hold_s = 0.0
@@ -424,7 +424,7 @@ class Dialer:
                     missing = {"status": "missing", "carrier_call_id": call.carrier_call_id}
                     self._record("finish_call", call, missing)
 
-    # What these have in common.
+    # Code shared by these loops.
 
     async def _go_on(self, loop: Callable[[], Awaitable[None]]) -> None:
         """Run a loop until stop is set: log whatever it raises, wait, and begin it again."""
@@ -476,7 +476,7 @@ def _read_call(row: dict[str, Any]) -> Call | UnreadableCall:
 
 
 def _read_open_calls(rows: list[dict[str, Any]]) -> Iterator[OpenCall]:
-    """Those that can be read."""
+    """Yield the rows that can be read, and log the others."""
     for row in rows:
         try:
             yield msgspec.convert(row, OpenCall)

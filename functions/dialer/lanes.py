@@ -34,7 +34,7 @@ class Connections:
 
 
 class Record(msgspec.Struct):
-    """What became of a call. procedure: confirm_call or finish_call. origin: the operation that learned it."""
+    """The news of a call. procedure: confirm_call or finish_call. origin: the operation that learned it."""
 
     procedure: str
     result: dict[str, Any]

@@ -38,7 +38,7 @@ from starlette.routing import Route
 
 _WEBHOOK_TRIES = 5
 _END_REASONS = {"answered": "hangup", "hung_up": "hangup", "no_answer": "unjoined"}
-"""Of outcomes; any other is its own reason."""
+"""The end reasons of outcomes; any other outcome is its own reason."""
 _TYPES = {"dials_per_s": float, "max_calls": int}
 """The types of options without a default; any other such option is a text."""
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - what such secrets begin with
@@ -102,7 +102,7 @@ class CarrierCall:
 
     @property
     def name(self) -> tuple[int, str]:
-        """What names the call in its batch: its id and its lease."""
+        """The name of the call in its batch: its id and its lease."""
         return self.call_id, self.lease
 
 
@@ -327,7 +327,7 @@ def _shown(call: CarrierCall | None) -> Response:
 
 
 def _event(event: str, call: CarrierCall) -> bytes:
-    """What the webhook of an event says, in the words of the carrier that is simulated."""
+    """The body of an event's webhook, as the simulated carrier writes it."""
     return json.dumps(
         {
             "event": event,

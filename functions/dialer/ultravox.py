@@ -101,7 +101,7 @@ class Ultravox:
         if listed and not found:
             # The list is not of what was asked for: the call may be on another page of it.
             raise CallUnclearError("Ultravox lists other calls than the one asked for")
-        # Of several, one that goes on: only when none does, the call is over.
+        # A call in progress comes before an ended one: the call is over only if every one has ended.
         return _state(min(found, key=lambda one: one.ended is not None)) if found else None
 
     async def withdraw(self, call: OpenCall) -> GoingOn | Ended | None:

@@ -1,5 +1,5 @@
-"""What watches the service: metrics for Prometheus, traces by OpenTelemetry, each when the settings ask for it. Nothing
-of either is imported before that. grafana.json and alerts.yaml, beside this file, show what they tell."""
+"""Metrics for Prometheus and traces by OpenTelemetry, each when the settings ask for it. Neither library is imported
+before that. grafana.json and alerts.yaml, beside this file, are made for these metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._shared.settings import Settings
 
 
 class Watch:
-    """Who watches a process."""
+    """The watchers of a process."""
 
     def __init__(self, settings: Settings, ports: range | None, name: str) -> None:
         """ports: where it tells metrics. name: what it is called in traces."""
@@ -37,7 +37,7 @@ class Watch:
             if self._traces is not None:
                 stack.push_async_callback(self._traces.aclose)
             if self._metrics is not None:
-                # Of its own, so that an exhausted pool does not hide itself; nobody waits for it for long.
+                # Statistics have a pool of their own: an exhausted pool must not hide itself.
                 stats = connect_database(self._metrics.stats_settings(self._settings))
                 stack.push_async_callback(stats.close)
                 await stack.enter_async_context(self._metrics.serving(database, stats, self._settings))

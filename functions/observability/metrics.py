@@ -21,7 +21,7 @@ from .._shared.observe import CARRIER_REQUESTS, Operation
 from .._shared.settings import Settings, SettingsError
 
 STATS_KEPT_S = 5.0
-"""Seconds for which what the database told of itself is told again, however often that is asked for."""
+"""Cache lifetime of `service_stats`, in seconds."""
 STATS_TIMEOUT_S = 2.0
 """Seconds after which the database is given up."""
 _LAG_EVERY_S = 0.5
@@ -58,13 +58,13 @@ STATS = {
         "failover loses the last answers.",
     ),
 }
-"""What public.service_stats tells: name of the metric, its label, its help."""
+"""The figures of public.service_stats: name of the metric, its label, its help."""
 
 _POOL = {
     "pool_size": ("lastcall_pool_connections", "Connections to the database."),
-    "pool_available": ("lastcall_pool_idle", "Of these, those that nobody uses."),
+    "pool_available": ("lastcall_pool_idle", "Open connections that no request uses."),
     "pool_max": ("lastcall_pool_max", "Most connections to the database (LASTCALL_POOL_SIZE)."),
-    "requests_waiting": ("lastcall_pool_waiting", "Who waits for a connection now."),
+    "requests_waiting": ("lastcall_pool_waiting", "Requests that wait for a connection now."),
 }
 _POOL_ERRORS = {
     "requests_errors": ("lastcall_pool_refused", "Waits for a connection that ended without one."),
@@ -137,7 +137,7 @@ class Metrics:
         )
         self._results = Counter(
             "lastcall_results",
-            "What this dialer recorded of calls: confirmed, completed, failed, unknown, missing.",
+            "Results that this dialer recorded: confirmed, completed, failed, unknown, missing.",
             ["status"],
             registry=registry,
         )
@@ -162,7 +162,7 @@ class Metrics:
         }
         ProcessCollector(registry=registry)
 
-    # What it is told.
+    # The Watcher protocol.
 
     def begin(self, operation: Operation) -> None:
         going_on = self._going_on(operation)
@@ -197,7 +197,7 @@ class Metrics:
         counter = self._counters[event]
         (counter.labels(outcome) if outcome else counter).inc(number)
 
-    # What it tells.
+    # The metrics, served.
 
     @staticmethod
     def stats_settings(settings: Settings) -> Settings:
@@ -260,7 +260,7 @@ class _PoolCollector:
 
 
 class _StatsCollector:
-    """What the database tells of itself. Asked in the server's thread, it asks in the loop's."""
+    """The metrics of public.service_stats. Prometheus's thread collects them; the query runs in the event loop."""
 
     def __init__(self, database: Database, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self._database = database

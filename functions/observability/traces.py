@@ -19,7 +19,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from .._shared.observe import CARRIER_REQUESTS, Operation
 
 _ROOTS = ("request", "dial", "find", "withdraw", "hang_up", "record")
-"""What begins a trace where there is none; the rest is told as a part of these alone."""
+"""The operations that begin a trace where there is none; other operations are recorded only within a trace."""
 _ATTRIBUTES = {
     "method": "http.request.method",
     "route": "http.route",
@@ -30,8 +30,8 @@ _ATTRIBUTES = {
 
 
 class Traces:
-    """Turns operations into spans. What is within another is sent with it, so that of an operation from which nothing
-    came nothing is sent."""
+    """Turns operations into spans. An inner operation is sent with the outer one: nothing is sent of an operation that
+    came to nothing."""
 
     def __init__(self, exporter: str, service_name: str) -> None:
         """exporter: otlp or console."""

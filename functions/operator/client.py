@@ -338,7 +338,7 @@ class SqlClient:
 
 
 def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are given: the others have the service's defaults."""
+    """The arguments that are given: the others have the service's defaults."""
     return {name: value for name, value in arguments.items() if value is not None}
 
 
@@ -353,7 +353,7 @@ def _json(body: bytes) -> Answer:
 
 
 def _refusal(status: int, headers: Mapping[str, str], body: bytes) -> CommandError:
-    """What an answer of another status than success means."""
+    """The error that an answer without success means."""
     try:
         answer = json.loads(body)
     except ValueError:

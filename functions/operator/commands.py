@@ -318,7 +318,7 @@ def import_(options: argparse.Namespace) -> None:
         except RefusedError as error:
             _write_errors(options, client, error.answer)
             raise
-        # What was done is said before anything else can fail.
+        # The count comes first: a later step may fail.
         added = f"{answer['added']:,} contacts added, {answer['duplicates']:,} duplicates"
         left_out = f"{answer['do_not_call']:,} not to be called, {answer['invalid']:,} invalid rows"
         _tell(options, answer, f"Batch {answer['batch_id']}, {answer['status']}: {added}, {left_out}.")
@@ -341,7 +341,7 @@ def export(options: argparse.Namespace) -> None:
     _tell(options, {"file": str(options.output), "bytes": size}, f"{options.output}: {size:,} bytes")
 
 
-# Who one is.
+# Login and logout.
 
 
 def login(options: argparse.Namespace) -> None:
@@ -546,7 +546,7 @@ def _change(options: argparse.Namespace, ask: Callable[[str], T]) -> T:
 
 
 def _persist(ask: Callable[[], T], *, patient: bool = False) -> T:
-    """What ask gives; asked again while its outcome is not known (patient: or nobody answers), for some 15 seconds."""
+    """Call `ask` until its outcome is known, for about 15 seconds. `patient` also retries when nobody answers."""
     may_be_done = False
     for wait in _WAITS_S:
         try:
@@ -612,7 +612,7 @@ def _write(path: Path, pieces: Iterator[bytes]) -> int:
 
 
 def _ask(question: str) -> str:
-    """What is typed at the terminal. The question is no part of the result."""
+    """Ask at the terminal, and return the line that the user typed."""
     if not sys.stdin.isatty():
         raise CommandError(f"there is no terminal to ask at: {question}")
     print(question, end="", file=sys.stderr, flush=True)

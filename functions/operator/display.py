@@ -141,7 +141,7 @@ def _progress_line(progress: Progress) -> str:
 
 
 def waiting(batch: dict[str, Any]) -> str:
-    """What the batch waits for, and until when."""
+    """The reason why the batch waits, and until when."""
     until = f" until {batch['waiting_until']}" if batch["waiting_until"] else ""
     return f"waiting for {batch['waiting_for']}{until}" if batch["waiting_for"] else ""
 

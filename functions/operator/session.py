@@ -20,7 +20,7 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 class NotLoggedInError(CommandError):
-    """Nobody is signed in, or the service does not take the token."""
+    """There is no login, or the service refuses the token."""
 
     code = "not_logged_in"
 
@@ -111,7 +111,7 @@ class SessionFile:
         self.path = Path(home) / "lastcall" / "session.json"
 
     def read(self) -> dict[str, Any]:
-        """What is kept; empty when nothing is."""
+        """The kept login; empty if there is none."""
         try:
             kept = json.loads(self.path.read_bytes())
         except FileNotFoundError:
@@ -170,7 +170,7 @@ class _NewSession(SessionFile):
 
 
 def current_session(env: Mapping[str, str]) -> Session:
-    """Who is calling: by LASTCALL_TOKEN, or else who logged in. Raises CommandError."""
+    """The caller: by LASTCALL_TOKEN, or else by the login. Raises CommandError."""
     app_url, project_url = (service_url(name, env.get(name)) for name in ("LASTCALL_URL", "SUPABASE_URL"))
     if env.get("LASTCALL_TOKEN"):
         if not app_url and not project_url:

@@ -26,16 +26,16 @@ MAX_DIALERS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to race."""
+    """The options of a race."""
 
     seconds: float
     contacts: int
-    """Of each batch."""
+    """Contacts in each batch."""
     dialers: int
     seed: int | None
-    """Of the random choices; None: a random one."""
+    """Seed of the random choices; None: a random seed."""
     way: Literal["core", "edge"]
-    """Who ends calls and dials: the core, or the usual edge functions."""
+    """The code that ends and dials: the core, or the usual edge functions."""
     out: Path | None
     """The folder of the records, empty or new; None: a temporary one."""
     keep: bool

@@ -58,7 +58,7 @@ def allows(begin: Row, end: Row) -> bool:
 
 
 class Verdict:
-    """What was found."""
+    """The findings."""
 
     def __init__(self, folder: Path) -> None:
         self.violations: dict[str, list[str]] = {}

@@ -1,6 +1,6 @@
 """The usual edge functions, to race them in the place of the core (`lastcall prove --way edge`).
 
-What is commonly written: an end updates the batch's status, and then the status of its contacts. A dial loop reads a
+This is commonly written: an end updates the batch's status, and then the status of its contacts. A dial loop reads a
 page of pending contacts, and for each calls the carrier, updates the contact, and waits as a call rate asks. Each
 statement is a transaction of its own, as a request to PostgREST is. Nothing is locked, and nothing is asked between
 the page and the call.

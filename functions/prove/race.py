@@ -19,7 +19,7 @@ from .ways import End, Way
 from .world import Agency, Batch, Row, Session, World
 
 ENDS = {"cancel": 1, "stop": 2, "pause": 3, "skip": 4, "opt_out": 4}
-"""What users ask for a batch, and how often."""
+"""The ends of a batch, each with its weight among the random choices."""
 HOLDS = {"campaign": 3, "agent": 3, "caller_number": 3, "agency": 1}
 WAITING = 0.5
 """Share of the ends that wait for silence."""
@@ -77,7 +77,7 @@ class Results:
         self._over = threading.Event()
         self.requests = 0
         self.last_contact: dict[str, int] = {}
-        """Of each batch, the contact that the carrier was asked to call last."""
+        """The contact of each batch that the carrier was asked to call last."""
 
     def end(self) -> None:
         self._over.set()

@@ -37,7 +37,7 @@ _TELL_EVERY_S = 10.0
 
 
 class Stage:
-    """What the race needs, started."""
+    """The parts of the race, started."""
 
     def __init__(self, plan: Plan, folder: Path, stack: ExitStack) -> None:
         """Start it; the stack ends it. Raises CommandError and psycopg.Error."""

@@ -31,7 +31,7 @@ class End:
     """cancel, stop, pause, skip, opt_out or hold."""
     scope: str
     id: str
-    """Of the scope: of the batch for batch and contacts; a phone number for number and caller_number."""
+    """The id of the scope: the batch's for batch and contacts, a phone number for number and caller_number."""
     agency: str
     contacts: Sequence[int] = ()
 

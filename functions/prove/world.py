@@ -253,7 +253,7 @@ class World:
         return {row["id"]: row["status"] for row in rows}
 
     def contents(self) -> Iterator[tuple[str, Row]]:
-        """What the database holds of the run, as the checker reads it."""
+        """The rows of the run, as the checker reads them."""
         ids = [UUID(agency.id) for agency in self.agencies]
         for row in self.session.rows(
             "select id::text as batch, status::text, total_contacts, queued, in_progress, completed, failed, skipped"

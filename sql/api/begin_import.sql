@@ -80,7 +80,7 @@ begin
       raise sqlstate 'PT409' using message = 'Another batch of the agency has this id or external_id',
         detail = '{"code": "batch_id_taken"}';
     when sqlstate 'PT409' then
-      -- Of two equal requests at once, the second one waited for the first one's answer.
+      -- The second of two equal requests at once has waited for the answer of the first.
       v_answer := private.find_answer(p_agency_id, p_idempotency_key, v_request);
       v_import := private.find_import(
         p_agency_id, (v_answer ->> 'batch_id')::uuid, (v_answer ->> 'import_id')::uuid);

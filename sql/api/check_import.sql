@@ -1,5 +1,6 @@
--- What is wrong with rows of a file (see private.check_rows), nothing being changed: an import that takes all rows or
--- none begins with it. Without rows it only tells whether the caller may import. Returns {"invalid": how many, "errors": the first 100, with row, phone_number and error}.
+-- Check rows of a file (see private.check_rows), and change nothing. An import that takes all rows or none begins with
+-- this check. Without rows it only checks that the caller may import.
+-- Returns {"invalid": how many, "errors": the first 100, with row, phone_number and error}.
 -- Raises PT401, PT403 (of no agency; not an owner or admin), PT400 (not such rows).
 create or replace function private.check_import(p_rows jsonb)
 returns json
@@ -43,4 +44,4 @@ $$;
 
 revoke execute on function public.check_import(jsonb) from public, anon;
 grant  execute on function public.check_import(jsonb) to authenticated, service_role, lastcall_admin;
-comment on function public.check_import(jsonb) is 'What is wrong with rows of a file.';
+comment on function public.check_import(jsonb) is 'Check rows of a file, and change nothing.';

@@ -2,7 +2,7 @@ create type public.ingest_webhook_result as (success boolean, event_id text);
 
 -- Store what a carrier reports, once, and answer at once: process_webhook_queue applies it.
 -- p_body: to the byte as it came, for the signature is over it. p_headers: a JSON object, names in lower case.
--- An event that is told again gets the same answer again. Its id is webhook-id, or else made of the body: Ultravox's
+-- A repeated event gets the same answer. Its id is webhook-id, or else made of the body: Ultravox's
 -- signature does not cover that header, so that a replay could name another id, or the id of an event to come.
 -- A carrier forgets an event that was answered, so the answer is durable.
 -- One of a type that is not known is stored as ignored: carriers give up endpoints that refuse.

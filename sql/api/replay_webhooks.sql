@@ -1,5 +1,5 @@
 -- Have dead events applied again, as if they had just come in: of an agency, and of p_ids where given.
--- Those that are not dead stay as they are, so that it can be repeated. Returns how many were dead.
+-- Events that are not dead stay as they are, so a repeat is harmless. Returns how many events were dead.
 -- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no such agency, or not the
 -- user's), PT400 (neither an agency nor ids).
 create or replace function private.replay_webhooks(p_agency_id uuid, p_ids bigint[])

@@ -7,7 +7,8 @@ create type public.retry_batch_result as (
 );
 
 -- Dial the failed contacts of a batch again: a new batch of them, with the settings of the old one, which
--- stays as it is. What an earlier retry of the same batch took is not taken twice. p_outcomes: only those whose last call had one of these; null: all. p_scheduled_for: null is at once.
+-- stays as it is. A contact that an earlier retry took is not taken twice.
+-- p_outcomes: only contacts whose last call had one of these; null: all. p_scheduled_for: null is at once.
 -- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no such batch of the agency),
 -- PT400 (no contact failed so, or all were taken), PT409 (idempotency key reused), PT429 (too many requests).
 create or replace function private.retry_batch(

@@ -4,7 +4,7 @@ create type public.rotate_webhook_secret_result as (
   webhook_secret text
 );
 
--- Give an agency a new webhook secret, the first one too. It is shown this once. Those before it stay valid for
+-- Give an agency a new webhook secret, the first one too. It is shown this once. Earlier secrets stay valid for
 -- p_grace (0 to 30 days), time to hand the new one to the carrier: no event is refused meanwhile.
 -- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (no such agency, or not the
 -- user's), PT400 (no agency named; grace out of range).
@@ -29,7 +29,7 @@ begin
   end if;
 
   perform private.commit_durably();  -- the carrier signs with a secret that was shown
-  -- Of two at once, the second one sees the first one's secret.
+  -- The second of two rotations at once sees the secret of the first.
   perform from public.agencies a where a.id = v_agency_id for no key update;
   v_now := clock_timestamp();
   delete from private.webhook_secrets s

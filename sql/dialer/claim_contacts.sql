@@ -26,8 +26,8 @@ create or replace function private.claim_batch(
 returns setof public.claimed_contact
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
--- Plans that are right for any batch. What statistics suggest is not, when they are of an empty
--- table or do not know this batch: then each call would read all of it.
+-- Plans that are right for any batch. Statistics of an empty table, or without this batch, suggest a plan that reads
+-- the whole batch for each call.
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
@@ -160,7 +160,7 @@ begin
      set queued = b.queued + cardinality(v_due) + cardinality(v_in_turn),
          claim_cursor = coalesce(
            case when cardinality(v_in_turn) < v_turns then (
-             -- None is left in turn: do not look through those that are due or done again.
+             -- No contact is left in turn: do not read the contacts that are due or done a second time.
              select c.id
                from public.campaign_contacts c
               where c.agency_id = p_agency_id and c.batch_id = p_batch_id

@@ -69,8 +69,8 @@ comment on function private.complete_batch(uuid, uuid, private.actor) is 'Comple
 
 -- Move batches along: those with nothing left to call are completed; those that are due
 -- (pending or scheduled, with contacts, and scheduled_for past or null) start processing,
--- oldest first; one that a hold reaches is held. Those that wait for their next_claim_at are claimed of every 10 minutes all the same: a clock that
--- stepped back leaves times that nothing waits for. Run it every few seconds; safe when two run at once.
+-- oldest first; one that a hold reaches is held. A batch that waits for its next_claim_at is woken every 10 minutes all the
+-- same: a clock that stepped back leaves times in the future. Run it every few seconds; safe when two run at once.
 -- max_batches: the most that one run completes, the most that it wakes, and the most that it starts, 1 to 1000.
 -- Raises PT401, PT403 (not a service or console), PT400 (a number out of range).
 create or replace function private.process_batches(p_max_batches integer)

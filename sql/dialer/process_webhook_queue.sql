@@ -11,8 +11,8 @@ create type private.webhook_outcome as (id bigint, status public.webhook_status,
 --     endReason unjoined        failed, outcome no_answer
 --     any other endReason       failed, outcome the reason: hangup, agent_hangup, timeout, connection_error, system_error
 --     none                      failed, outcome unknown
--- The first result of a call counts. What comes when it is over changes nothing, nor does what is about another
--- call of the carrier than the one that it first reported.
+-- The first result of a call counts. An event after the end of the call changes nothing, nor does an event of another
+-- carrier call than the first that was reported.
 create or replace function private.apply_webhooks(
   p_agency_id uuid, p_batch_id uuid, p_events private.webhook_event[])
 returns private.webhook_outcome[]

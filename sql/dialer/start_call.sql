@@ -36,8 +36,8 @@ $$;
 revoke execute on function private.number_free_at(uuid, text, integer, timestamptz) from public;
 comment on function private.number_free_at(uuid, text, integer, timestamptz) is 'When a number may be called again.';
 
--- Those of a locked batch's leased calls that must not be placed now, and when they may be: outside the calling
--- hours of where the contact is, or a number that has had its most calls in 24 hours. due_at null: never, the
+-- The leased calls of a locked batch that must not be placed now, and when they may be: it is outside the calling
+-- hours at the contact's place, or the number has had its most calls in 24 hours. due_at null: never, the
 -- number is on the do-not-call list.
 create or replace function private.find_withheld(
   p_batch public.call_batches, p_leased private.leased_call[], p_now timestamptz)

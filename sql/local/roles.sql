@@ -1,4 +1,4 @@
--- What Supabase provides and a plain Postgres lacks: the roles that PostgREST and the functions
+-- The roles that Supabase provides and a plain Postgres lacks: the roles that PostgREST and the functions
 -- act as, and "authenticator", the role that PostgREST logs in as: it owns nothing and inherits
 -- nothing. Needs a superuser, once per cluster; safe to repeat by any owner of a database, also
 -- by two migrations at once.

@@ -24,7 +24,7 @@ begin
   v_batch.agency_id := p_agency_id;
   v_batch.user_id := coalesce(p_batch.user_id, case when p_actor.kind = 'user' then p_actor.id end);
 
-  -- Null is a limit that was not given: in the limits it is out of range, where it may be left out it is not.
+  -- A required limit that is null is out of range; an optional one is not checked.
   v_invalid := case
     when (p_batch.calls_per_minute between 1 and 60) is not true then 'calls_per_minute must be 1 to 60'
     when (p_batch.max_concurrent between 1 and 100) is not true then 'max_concurrent must be 1 to 100'

@@ -1,4 +1,4 @@
--- What is wrong with contacts: the place (from 1) of each that is not an object with phone_number (E.164, required);
+-- Check contacts: the place (from 1) of each that is not an object with phone_number (E.164, required);
 -- first_name, last_name, email, company, title (text of at most 500 characters); timezone; custom_data (object of at most
 -- 64 kB, 32 levels and numbers to 1e308); max_attempts (1 to 99); due_at (a time before which it is not called). p_contacts: a JSON array.
 create or replace function private.check_contacts(p_contacts jsonb)
@@ -31,7 +31,7 @@ begin
                    then 'timezone is not known'
                  when jsonb_typeof(g.contact -> 'custom_data') not in ('object', 'null')
                    then 'custom_data must be an object'
-                 -- What PostgreSQL holds, and a dialer's JSON reader may not: then it could claim nothing else either.
+                 -- PostgreSQL holds larger ones, but a dialer's JSON reader may not: its claims would all fail.
                  when octet_length((g.contact -> 'custom_data')::text) > 65536
                    then 'custom_data must have at most 64 kB'
                  when jsonb_path_exists(g.contact -> 'custom_data',
@@ -58,4 +58,4 @@ end;
 $$;
 
 revoke execute on function private.check_contacts(jsonb) from public;
-comment on function private.check_contacts(jsonb) is 'What is wrong with contacts.';
+comment on function private.check_contacts(jsonb) is 'Check contacts, and list their faults.';

@@ -1,4 +1,4 @@
--- Who is calling.
+-- The caller.
 create type private.actor as (
   kind      text,              -- user, service or console
   id        uuid,              -- the user; of a service or a console, whom its token names, if any
@@ -55,7 +55,7 @@ end;
 $$;
 
 revoke execute on function private.current_actor() from public;
-comment on function private.current_actor() is 'Who is calling: a user, a service or a console.';
+comment on function private.current_actor() is 'The caller: a user, a service or a console.';
 
 -- The agency whose rows the caller may read, for row-level security: null for none.
 create or replace function private.current_agency_id()

@@ -1,6 +1,6 @@
 -- Count a request of a user to a procedure that costs much, unless it is one too many. Services and consoles have no
--- limit. What is refused later on, and undone, was not counted. Requests that have not committed do not see each
--- other, so that as many more may pass as there are connections.
+-- limit. A request that is refused later, and undone, does not count. Requests that have not committed do not see each
+-- other: as many more may pass as there are connections.
 -- Raises PT429, with the seconds after which the next one passes as retry_after.
 create or replace function private.limit_requests(p_actor private.actor, p_procedure text)
 returns void
@@ -32,7 +32,7 @@ begin
         ceil(extract(epoch from v_oldest + v_limit.period - v_now)))::text;
   end if;
 
-  -- Those that a request at the same time is about to delete are left to it.
+  -- Rows that a concurrent request is about to delete are left to that request.
   delete from private.user_requests r
    where r.agency_id = p_actor.agency_id and r.user_id = p_actor.id and r.procedure = p_procedure
      and r.id in (

@@ -14,8 +14,8 @@ revoke execute on function private.longest_wait() from public;
 comment on function private.longest_wait() is 'The longest wait for a batch that another request holds.';
 
 -- Refuse a batch that another request holds. The detail names the procedure that the holder called last (held_by) and the
--- age of the holder's transaction (held_seconds), where pg_locks and pg_stat_activity tell them. Of the holder's query it
--- tells nothing else.
+-- age of the holder's transaction (held_seconds), where pg_locks and pg_stat_activity show them. The detail shows no more
+-- of the holder's query.
 -- Raises PT503.
 create or replace function private.refuse_busy(p_agency_id uuid, p_batch_id uuid)
 returns void

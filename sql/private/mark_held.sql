@@ -80,7 +80,7 @@ create type private.reached_batches as (
   held        integer   -- how many of the batches are marked
 );
 
--- What a hold reaches: the batches being dialed, as they are now.
+-- Count the batches in the scope of a hold that are being dialed now.
 create or replace function private.count_reached(p_hold public.holds)
 returns private.reached_batches
 language sql volatile
@@ -94,10 +94,10 @@ as $$
 $$;
 
 revoke execute on function private.count_reached(public.holds) from public;
-comment on function private.count_reached(public.holds) is 'What a hold reaches.';
+comment on function private.count_reached(public.holds) is 'Count the batches in the scope of a hold.';
 
 -- Lock the batches being dialed that a hold reaches, in the one order of all who lock several, and give each the mark
--- that the holds of this moment ask for. None can begin meanwhile: the caller has called private.close_live.
+-- that the holds of this moment ask for. No batch can begin meanwhile: the caller has called private.close_live.
 -- Raises PT503 (another request holds one of the batches).
 create or replace function private.mark_held(p_hold public.holds)
 returns void

@@ -30,7 +30,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  -- What else PostgreSQL takes for one (an offset, a rule) is more likely a slip.
+  -- PostgreSQL also takes an offset or a rule for a timezone; here these are more likely a slip.
   if p_timezone !~ '^[A-Za-z][A-Za-z0-9_+/-]{1,63}$' then
     return false;
   end if;

@@ -130,7 +130,7 @@ revoke execute on function private.skip_selected(public.call_batches, private.co
 comment on function private.skip_selected(public.call_batches, private.contact_filter, text, text) is
   'Skip the selected contacts of a locked batch for good.';
 
--- What private.skip_selected would do to the batch as it is now.
+-- Count the contacts that private.skip_selected would skip now.
 create or replace function private.count_selected(p_batch public.call_batches, p_filter private.contact_filter)
 returns private.skipped_contacts
 language plpgsql stable
@@ -168,4 +168,4 @@ $$;
 
 revoke execute on function private.count_selected(public.call_batches, private.contact_filter) from public;
 comment on function private.count_selected(public.call_batches, private.contact_filter) is
-  'What private.skip_selected would do to a batch.';
+  'Count the contacts that private.skip_selected would skip.';

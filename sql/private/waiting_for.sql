@@ -1,7 +1,7 @@
 create type private.waiting as (waiting_for text, waiting_until timestamptz);
 
 -- Why no call of a batch may start at p_now, and the earliest time at which one may, where that is known.
--- Both null: it dials, or is over. Of several reasons the first:
+-- Both null: it dials, or is over. If there are several reasons, the first of these:
 --   contacts          none were added yet, or those that are there are done and an import has not finished
 --   scheduled_for     its time is still to come
 --   process           the next run of process_batches, which starts it, or completes it

@@ -1,4 +1,4 @@
--- Who may touch which table. Everything starts from nothing, also where a project's default
+-- Grants and policies of the tables. Everything starts from nothing, also where a project's default
 -- privileges are generous. People read their own agency and write nowhere: the procedures
 -- are their only door. A policy calls one bare function, so that it also runs on Citus.
 revoke all on table public.agencies, public.users, public.campaigns, public.agent_mappings,

@@ -14,7 +14,7 @@ create table private.contact_admissions (
   last_use  timestamptz not null default now()
 );
 
-comment on table private.live_admission is 'What a hold of every agency, and whatever brings a batch to life, lock.';
-comment on table private.contact_admissions is 'What an opt-out of an agency, and whatever adds contacts, lock.';
+comment on table private.live_admission is 'The row that a hold of every agency locks, and each procedure that brings a batch to life.';
+comment on table private.contact_admissions is 'The rows that an opt-out of an agency locks, and each procedure that adds contacts.';
 comment on column private.live_admission.last_use is 'Written by a hold, so that a stricter transaction notices it.';
 comment on column private.contact_admissions.last_use is 'Written by an opt-out, so that a stricter transaction notices it.';

@@ -25,7 +25,7 @@ comment on table public.batch_imports is 'Files whose contacts are imported into
 comment on column public.batch_imports.file_hash is 'SHA-256 of the file: by it, the same file sent again goes on with its import.';
 comment on column public.batch_imports.held_at is 'The batch was made by this import, and paused until its end; the paused_at that it was given.';
 comment on column public.batch_imports.last_row is 'Rows of the file up to this one are done.';
-comment on column public.batch_imports.answer is 'What was answered when it finished.';
+comment on column public.batch_imports.answer is 'The answer when the import finished.';
 
 -- Rows of imported files that were left out because something is wrong with them.
 create table public.import_errors (

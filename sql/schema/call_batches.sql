@@ -57,7 +57,7 @@ create table public.call_batches (
 create index call_batches_id on public.call_batches (id);
 -- A user's batches.
 create index call_batches_user on public.call_batches (agency_id, user_id);
--- What process_batches and claim_contacts look through; none of its columns changes on a claim.
+-- The index that process_batches and claim_contacts read; a claim changes none of its columns.
 create index call_batches_live on public.call_batches (agency_id, id)
   where status in ('pending', 'scheduled', 'processing');
 

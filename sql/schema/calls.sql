@@ -24,7 +24,7 @@ create table public.calls (
   end_asked_at     timestamptz,
   is_last          boolean not null default false,
   primary key (agency_id, batch_id, id),
-  -- None to the contact: deleting a batch of a million would look for each contact's calls.
+  -- No foreign key to the contact: deleting a batch of a million would look for the calls of each contact.
   foreign key (agency_id, batch_id) references public.call_batches (agency_id, id) on delete cascade
 ) with (fillfactor = 70);
 

@@ -28,7 +28,7 @@ create table public.campaign_contacts (
 create index campaign_contacts_due on public.campaign_contacts (agency_id, batch_id, due_at)
   where due_at is not null;
 
--- Who has a number: duplicates within a batch, calls to it across batches. The number comes first,
+-- The contacts with a number: duplicates within a batch, calls to it across batches. The number comes first,
 -- so that no plan takes this index for a batch's contacts.
 create index campaign_contacts_number on public.campaign_contacts (phone_number, agency_id, batch_id);
 
@@ -37,8 +37,8 @@ comment on column public.campaign_contacts.timezone is 'Where this contact is; n
 comment on column public.campaign_contacts.due_at is 'Claimed when this time has come, not in its turn; null: in its turn.';
 comment on column public.campaign_contacts.call_id is 'The latest call to this contact.';
 
--- What is known of a contact and told to the voice agent. Apart, since it is wide and never
--- changes, and every update of a contact copies its whole row.
+-- The details of a contact for the voice agent. They are a table of their own, since they are wide and never change,
+-- and every update of a contact copies its whole row.
 create table public.contact_data (
   agency_id   uuid not null,
   batch_id    uuid not null,
@@ -53,4 +53,4 @@ create table public.contact_data (
   foreign key (agency_id, batch_id) references public.call_batches (agency_id, id) on delete cascade
 );
 
-comment on table public.contact_data is 'What is known of a contact and told to the voice agent.';
+comment on table public.contact_data is 'The details of a contact for the voice agent.';

@@ -1,4 +1,4 @@
--- What batches are dialed for.
+-- Campaigns: each batch is dialed for one.
 create table public.campaigns (
   agency_id  uuid not null references public.agencies (id) on delete cascade,
   id         uuid not null default gen_random_uuid(),
@@ -7,4 +7,4 @@ create table public.campaigns (
   primary key (agency_id, id)
 );
 
-comment on table public.campaigns is 'What batches are dialed for.';
+comment on table public.campaigns is 'Campaigns: each batch is dialed for one.';

@@ -6,4 +6,4 @@ create table private.dialed_numbers (
   primary key (agency_id, phone_number)
 );
 
-comment on table private.dialed_numbers is 'What batches that call the same number lock.';
+comment on table private.dialed_numbers is 'The rows that batches lock when they call the same number.';

@@ -1,6 +1,6 @@
 -- lastcall_functions: the role that the functions log in as. It owns nothing and inherits nothing: a connection
 -- that forgets to become anon, authenticated or service_role can read no table and call no procedure, and it can
--- become no other. Nobody logs in as it until it has a password: `\password lastcall_functions`.
+-- become no other. It cannot log in until it has a password: `\password lastcall_functions`.
 -- Roles are the cluster's and in no dump of a database, so `lastcall migrate` runs this file every time. Safe to
 -- repeat by any owner of a database, also by two migrations at once. It never fails: what the owner may not do
 -- is a warning that says what to run.

@@ -1,6 +1,6 @@
--- What must not be called, until somebody lifts the hold or it ends by itself: the batches of an agency that match every
--- given one of campaign, agent and caller number, or with no agency the batches of all. One row is the whole history of
--- a hold. The batches that it reaches are marked (call_batches.is_held), so that start_call asks nothing new.
+-- Holds: no call of their batches starts until somebody lifts the hold or it ends by itself. A hold reaches the batches
+-- of an agency that match every given one of campaign, agent and caller number; without an agency it reaches all. One row
+-- is the history of a hold. The batches that it reaches are marked (call_batches.is_held): start_call asks nothing new.
 create table public.holds (
   id               uuid primary key default gen_random_uuid(),
   agency_id        uuid references public.agencies (id) on delete cascade,
@@ -33,7 +33,7 @@ create index holds_agency on public.holds (agency_id, created_at);
 create unique index holds_idempotency_key on public.holds (agency_id, idempotency_key) nulls not distinct
   where idempotency_key is not null;
 
-comment on table public.holds is 'What must not be called, until it is lifted.';
+comment on table public.holds is 'Holds: no call of their batches starts until they are lifted or end.';
 comment on column public.holds.agency_id is 'Null: the batches of every agency.';
 comment on column public.holds.until is 'When the hold ends by itself; null: never.';
 comment on column public.holds.created_by_role is 'The database role that placed the hold.';

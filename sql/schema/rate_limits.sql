@@ -1,6 +1,6 @@
 -- How often a user may call the procedures that cost much. An operator changes a limit, for every process at
 -- once: update private.rate_limits set max_requests = 600 where procedure = 'create_batch';
--- A procedure without a row has no limit. What ends dialing has none.
+-- A procedure without a row has no limit. The procedures that end dialing have none.
 create table private.rate_limits (
   procedure    text primary key,
   max_requests integer not null check (max_requests > 0),

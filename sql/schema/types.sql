@@ -1,4 +1,4 @@
--- Who a user is in the agency. Owners and admins may cancel and stop; the others may not.
+-- The role of a user in the agency. Owners and admins may cancel and stop; the others may not.
 create type public.user_role as enum (
   'agency_owner', 'agency_admin', 'agency_member', 'client_admin', 'client_viewer', 'admin'
 );

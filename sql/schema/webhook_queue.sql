@@ -1,4 +1,4 @@
--- What carriers reported, until process_webhook_queue has applied it and purge_webhook_queue has thrown it away.
+-- The events that carriers reported, until process_webhook_queue has applied and purge_webhook_queue deleted them.
 -- An event is stored once, however often it is delivered.
 create table public.webhook_queue (
   agency_id     uuid not null references public.agencies (id) on delete cascade,
@@ -18,12 +18,12 @@ create table public.webhook_queue (
   check (attempts <= max_attempts)
 );
 
--- What is due, oldest first, whichever agency's.
+-- Events that are due, oldest first, of every agency.
 create index webhook_queue_due on public.webhook_queue (next_retry_at) where next_retry_at is not null;
--- What waits for an operator.
+-- Dead events: they wait for an operator.
 create index webhook_queue_dead on public.webhook_queue (agency_id, id) where status = 'dead';
 
-comment on table public.webhook_queue is 'What carriers reported, each event once.';
+comment on table public.webhook_queue is 'Events that carriers reported, each once.';
 comment on column public.webhook_queue.event_id is 'Its webhook-id, unless the signature does not cover it, or else the carrier''s call id and the event type.';
 comment on column public.webhook_queue.error_message is 'Why it was ignored, or could not be applied.';
 comment on column public.webhook_queue.next_retry_at is 'When it is to be applied; null: never again by itself.';

@@ -1,5 +1,5 @@
 -- The secrets that an agency's carriers sign with. Several may be valid at once, so that one can be replaced
--- without losing an event. Nobody is granted anything: rotate_webhook_secret shows a new one once, and
+-- without losing an event. No role is granted anything: rotate_webhook_secret shows a new one once, and
 -- verify_webhook compares within the database.
 create table private.webhook_secrets (
   agency_id  uuid not null references public.agencies (id) on delete cascade,

@@ -1,4 +1,4 @@
--- Who reads and runs what. Run: supabase test db. All of it is rolled back.
+-- Grants of tables and procedures, by role. Run: supabase test db. Everything is rolled back.
 begin;
 set local search_path = public, extensions;
 select plan(12);

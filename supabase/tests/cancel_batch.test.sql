@@ -1,4 +1,5 @@
--- Who may cancel a batch, and what a dialer can still do then. Run: supabase test db. All of it is rolled back.
+-- The roles that may cancel a batch, and the steps that a dialer can still take. Run: supabase test db. Everything is
+-- rolled back.
 begin;
 set local search_path = public, extensions;
 select plan(16);

@@ -31,7 +31,7 @@ PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Order:
-    """What to do (claim and start, only claim, or claim from pgqueuer's queue): so many contacts at a time (of one
+    """The work (claim and start, only claim, or claim from pgqueuer's queue): so many contacts at a time (of one
     batch, or of any) from a time on, until the stop event or the deadline, with a pause after a claim that got
     nothing. Times are of time.monotonic(), which all processes share."""
 
@@ -45,7 +45,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one claimer, or all of them, got: claims that were not empty, their contacts, and when the
+    """The claims of one claimer, or of all: claims that were not empty, their contacts, and when the
     reply to the last of them was there (0.0: none)."""
 
     claims: int

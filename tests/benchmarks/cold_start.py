@@ -151,7 +151,7 @@ def _connect(lab: Lab) -> float:
 
 
 def _imports(lab: Lab) -> str:
-    """What `lastcall serve` loads, by package: the time in its own modules, by Python's -X importtime."""
+    """The packages that `lastcall serve` loads: the time in the modules of each, by Python's -X importtime."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", "import functions.app, functions.server"],
         env=_settings(lab),
@@ -166,7 +166,7 @@ def _imports(lab: Lab) -> str:
     rows = [[name, milliseconds(micro / 1e6)] for name, micro in times.most_common(IMPORTS_SHOWN)]
     rows.append(["all", milliseconds(times.total() / 1e6)])
     return table(
-        "What a start loads",
+        "Packages that a start loads",
         "Time in a package's own modules, one run under -X importtime, which slows it down.",
         ["package", "ms"],
         rows,

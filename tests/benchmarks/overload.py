@@ -97,7 +97,7 @@ def _client(lab: Lab, url: str) -> Iterator[tuple[httpx2.Client, Callable[[], UU
 
 @contextmanager
 def _stuck(lab: Lab, client: httpx2.Client, connections: int) -> Iterator[None]:
-    """Nobody can list batches, and many would: they hold every connection of this number."""
+    """Many lists of batches wait for a lock, and hold every connection of this number."""
     waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and application_name = 'lastcall'"
     with ThreadPoolExecutor(CLIENTS) as threads:
         with lab.connect() as other, other.transaction():

@@ -67,13 +67,13 @@ end
 
 @dataclass(frozen=True)
 class Load:
-    """What a load of cancels came to."""
+    """The figures of a load of cancels."""
 
     a_second: float
     p50_s: float
     p99_s: float
     cpu_s: float
-    """Of the server's processes, for each cancel: what a busy machine changes least."""
+    """CPU time of the server's processes for each cancel: a busy machine changes this figure least."""
 
 
 def run(
@@ -142,7 +142,7 @@ def _measure(lab: Lab, variant: str, connections: int, seconds: float, most: int
         cpu = _cpu(process) - before
     result = json.loads(done.stderr)
     assert (result["refused"], result["broken"]) == (0, 0), done
-    # What wrk did not wait for is cancelled as well.
+    # The server also cancelled batches whose replies wrk did not wait for.
     cancelled = lab.owner.execute("select count(*) from call_batches where status = 'cancelled'").fetchone()
     assert cancelled is not None
     assert result["requests"] <= cancelled[0] - 1 <= result["requests"] + connections, (result, cancelled)

@@ -61,7 +61,7 @@ def _round(lab: Lab, team: Claimers, size: int) -> tuple[float, float]:
 
 
 def _try(lab: Lab, team: Claimers, size: int) -> tuple[float, float] | None:
-    """None: the claimers were faster than the cancel, and left it nothing."""
+    """Measure one cancel; None: the claimers were faster, and left it nothing."""
     warm_up, other, batch = load_core(lab, [10, 50_000, size])
     lab.settle("campaign_contacts", "call_batches")
     with lab.connect() as connection:

@@ -1,4 +1,4 @@
-"""What wide data in the contact's row costs the bulk skip: why custom_data has a table of its own."""
+"""The cost of wide data in the contact's row for the bulk skip: the reason for the table of custom_data."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _measure(lab: Lab, name: str, size: int) -> Measurement:
 
 
 def _toasted(lab: Lab) -> tuple[int, int]:
-    """Of the inline table as it was left: how many values went out of line, and the size of that."""
+    """The values that went out of line in the inline table as it was left, and their size."""
     row = lab.owner.execute(
         "select count(pg_column_toast_chunk_id(custom_data)), pg_relation_size(("
         " select reltoastrelid from pg_class where oid = 'wide.inline'::regclass)) from wide.inline"

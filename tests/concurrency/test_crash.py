@@ -1,4 +1,4 @@
-"""What a crash of PostgreSQL takes back, and what it does not."""
+"""A crash of PostgreSQL takes back leases, and no answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..support.servers import new_server
 def server(own_folder: Path) -> Iterator[PostgresServer]:
     """A server of the test's own, to crash."""
     server = new_server(own_folder)
-    # Nobody but the process that is held writes what nobody waits for.
+    # Only the process that is held writes data that no commit waits for.
     server.options = {**server.options, "autovacuum": "off", "bgwriter_lru_maxpages": "0", "checkpoint_timeout": "1h"}
     server.start()
     migrate(server.uri())
@@ -43,9 +43,7 @@ def test_a_claim_that_a_crash_took_back_lets_no_call_start(server: PostgresServe
 
 
 @pytest.mark.parametrize("change", ["cancel_batch(%s)", "stop_batch(%s::text)", "pause_batch(%s)"])
-def test_what_was_answered_outlasts_a_crash_where_the_database_does_not_wait_for_the_disk(
-    server: PostgresServer, change: str
-) -> None:
+def test_an_answer_outlasts_a_crash_without_synchronous_commit(server: PostgresServer, change: str) -> None:
     db = connected(server)
     db.rows("alter database postgres set synchronous_commit = off")
     db.close()

@@ -52,7 +52,7 @@ NOTHING: dict[str, Any] = {
 }
 """The answers of those that leave a batch alone that somebody holds, instead of waiting for it."""
 STATUSES = {"resume": "paused", "start batch": "paused", "process": "pending", "retry": "stopped"}
-"""Of the batch that a procedure is for, where it is not being dialed."""
+"""The status of the batch that a procedure is for, where it is not being dialed."""
 READ_COMMITTED_ALONE = {"opt out", "hold", "lift"}
 PAIRS = [
     pair
@@ -119,7 +119,7 @@ def mask(found: Any) -> str:
 
 
 def state(db: TestDatabase) -> Any:
-    """What is left, but for ids and times."""
+    """The rows at the end, without ids and times."""
     return db.rows("""
         select b.status::text, b.retry_of is not null as is_retry, b.total_contacts, b.queued, b.in_progress,
                b.completed, b.failed, b.skipped, private.is_held(b, now()) and b.status = 'processing' as is_held,

@@ -17,7 +17,7 @@ from ..support.arrivals import Arrival
 from ..support.database import Connection, TestDatabase
 
 ENDINGS = ["cancel_batch(%(batch)s)", "stop_batch(%(batch)s::text, skip_remaining => true)"]
-# What it runs, and whether it passes by a batch that somebody holds, instead of waiting.
+# The statement, and whether it passes by a batch that another transaction holds, instead of waiting.
 CONTENDERS = {
     "finish_call, all failed": ("finish_call(%(batch)s, %(failed)s)", False),
     "finish_call, all completed": ("finish_call(%(batch)s, %(completed)s)", False),
@@ -55,7 +55,7 @@ def world(db: TestDatabase) -> dict[str, Any]:
 
 
 def callable_contacts(db: TestDatabase, batch: UUID) -> list[Any]:
-    """What could still be called, whatever a dialer tries."""
+    """The contacts that a dialer could still call, whatever it tries."""
     db.rows("update calls set lease_expires_at = clock_timestamp() where status = 'queued'")
     db.rows("select release_expired_leases()")
     db.rows("select process_batches()")
@@ -76,7 +76,9 @@ def holding(db: TestDatabase, query: str, values: dict[str, Any]) -> Connection:
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("contender", CONTENDERS)
-def test_what_arrives_during_the_end_finds_the_batch_over(db: TestDatabase, contender: str, ending: str) -> None:
+def test_a_procedure_that_arrives_during_the_end_finds_the_batch_over(
+    db: TestDatabase, contender: str, ending: str
+) -> None:
     values = world(db)
     query, passes_by = CONTENDERS[contender]
     with holding(db, f"select {ending}", values) as first:

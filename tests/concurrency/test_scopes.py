@@ -290,7 +290,7 @@ OPT_OUT = f"opt_out('{NUMBER}', agency_id => %(agency)s)"
 
 @pytest.fixture
 def adding(db: TestDatabase, world: dict[str, Any]) -> dict[str, Any]:
-    """What each procedure of ADDS needs to add the number, and another one."""
+    """The values with which each procedure of ADDS adds the number, and another one."""
     calling = db.calling(world["agency"])
     batch, failed = db.batch(world["agency"]), db.batch(world["agency"], status="completed", **calling)
     db.contacts(failed, failed=2)
@@ -382,7 +382,7 @@ def test_contacts_are_added_for_other_agencies_during_an_opt_out(db: TestDatabas
     assert second.sqlstate is None
 
 
-# Those who take several batches.
+# Procedures that lock several batches.
 
 
 @pytest.mark.parametrize(

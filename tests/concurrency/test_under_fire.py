@@ -56,7 +56,7 @@ def test_no_call_starts_after_the_end_and_other_batches_go_on(db: TestDatabase, 
         with db.connect() as console:
             with console.transaction():
                 console.execute(f"select {ending}", [batch])
-                # What passed the gate before the end took the batch: this many, and never one more.
+                # The calls that passed the gate before the end locked the batch: this many, and never one more.
                 row = console.execute(
                     "select count(*) as n from calls where batch_id = %s and started_at is not null", [batch]
                 ).fetchone()
@@ -81,7 +81,7 @@ def test_no_call_starts_after_the_end_and_other_batches_go_on(db: TestDatabase, 
     late = [n for dialer in dialers for asked, of, n in dialer.starts if of == batch and asked > replied]
     assert sum(late) == 0
     if "hold" in ending:
-        # What is leased waits for the hold to be lifted, or for the lease to expire.
+        # Leased contacts wait until the hold is lifted or the lease expires.
         db.rows("update calls set lease_expires_at = clock_timestamp() where status = 'queued'")
         db.rows("select release_expired_leases()")
     left = db.statuses(batch)
@@ -98,7 +98,7 @@ def test_no_call_starts_after_the_end_and_other_batches_go_on(db: TestDatabase, 
     assert sum(left.values()) == CONTACTS + RESERVE
 
 
-def test_of_many_cancels_at_once_one_succeeds_and_the_others_are_told_so(db: TestDatabase) -> None:
+def test_concurrent_cancels_exactly_one_succeeds(db: TestDatabase) -> None:
     batch = db.batch(db.agency())
     db.contacts(batch, pending=2_000)
     answers = at_once([lambda c: c.execute("select * from cancel_batch(%s)", [batch]).fetchone()] * 8, db)
@@ -124,7 +124,7 @@ def test_cancel_and_stop_at_once_end_in_a_cancelled_batch(db: TestDatabase) -> N
         assert db.statuses(batch) == {"skipped": 205}
 
 
-def test_of_two_cancel_requests_at_once_one_is_200_and_one_400(db: TestDatabase, settings: Settings) -> None:
+def test_concurrent_cancel_requests_one_is_200_and_one_400(db: TestDatabase, settings: Settings) -> None:
     agency = db.agency()
     owner, batch = db.user(agency), db.batch(agency)
     db.contacts(batch, pending=2_000)

@@ -117,7 +117,7 @@ def test_a_cancel_waits_for_no_more_than_the_run_that_holds_its_batch(db: TestDa
     assert db.statuses(batch) == {"completed": 1, "skipped": 9}
 
 
-def test_of_two_rotations_at_once_only_the_last_secret_is_for_good(db: TestDatabase) -> None:
+def test_concurrent_rotations_only_the_last_secret_is_for_good(db: TestDatabase) -> None:
     agency = db.agency()
     gate = threading.Barrier(4)
 

@@ -1,4 +1,4 @@
-"""What Schemathesis is told about the world in which it asks: who is there, and how a carrier signs."""
+"""The world of Schemathesis: the users and batches that exist, and the signature of a carrier."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ schemathesis.openapi.format("timezone", st.sampled_from(["UTC", "EST", "America/
 BOUNDARY = "the-end-of-a-part"
 TO_BE_SIGNED = "to be signed"  # as schemathesis.toml has it
 
-# What a request must say of the world for it to be done; of every few requests one keeps what was made up.
+# Values with which a request succeeds; one of every few requests keeps the values that were made up.
 KNOWN: dict[str, list[Any]] = {
     "agent_mapping_id": WORLD["agents"],
     "campaign_id": WORLD["campaigns"],
@@ -39,7 +39,7 @@ KNOWN: dict[str, list[Any]] = {
     "userId": [*WORLD["users"], "64e5f12345abcdef12345678"],
     "id": [*WORLD["batches"], "64e5f12345abcdef98765432"],
 }
-# What no request can make up: it would be refused, valid as it is.
+# Values that no request can make up: a made-up one is valid, and refused.
 ALWAYS: dict[str, list[Any]] = {
     "from_number": WORLD["numbers"],
     "calling_numbers": [WORLD["numbers"], WORLD["numbers"][:1]],

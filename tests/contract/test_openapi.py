@@ -1,5 +1,5 @@
-"""functions/openapi.yaml says what the code does, and says all of it. What is answered is compared in every test
-(tests/conftest.py), what is asked in test_schemathesis.py."""
+"""functions/openapi.yaml says what the code does, and says all of it. Every test compares its answers with it
+(tests/conftest.py), and test_schemathesis.py its requests."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ ASKED: dict[str, list[type]] = {
     "webhook-ingest": [webhook_ingest.IngestWebhook],
     "webhook-ingest-by-secret": [webhook_ingest.IngestWebhook],
 }
-"""What each function reads of a request: its body's fields, or its path and query. Of the others: nothing."""
+"""The parts of a request that each function reads: its body's fields, or its path and query. Others read nothing."""
 
 
 # The file itself.
@@ -90,10 +90,10 @@ def test_the_file_is_of_this_version() -> None:
     assert api()["info"]["version"] == project["version"]
 
 
-def test_what_the_file_defines_it_uses() -> None:
+def test_each_definition_of_the_file_is_used() -> None:
     used = {reference.rpartition("#/components/")[2] for reference in _values(api(), "$ref")}
     defined = {f"{kind}/{name}" for kind, named in api()["components"].items() for name in named}
-    # What no operation answers, and what is used by its name.
+    # No operation answers with the first; the others are used by their names.
     unused = {"responses/NoSuchFunction"} | {name for name in defined if name.startswith("securitySchemes/")}
     assert defined - used == unused
     assert used <= defined
@@ -133,7 +133,7 @@ def test_every_answer_with_a_json_body_has_an_example(name: str) -> None:
         assert content is None or "example" in content or "examples" in content, status
 
 
-# What every test's answers are held against.
+# The check of every answer of every test.
 
 CANCEL = "/functions/v1/calls-batch-cancel"
 NOT_FOUND = {"success": False, "error": "Batch not found", "code": "batch_not_found"}
@@ -199,7 +199,7 @@ def _function(path: str) -> EdgeFunction:
     return next(f for route, f in FUNCTIONS.items() if shape(route.replace(":path}", "}")) == shape(path))
 
 
-# What is asked.
+# Requests.
 
 
 @EACH
@@ -208,13 +208,13 @@ def test_a_function_reads_what_the_file_names_and_nothing_else(name: str) -> Non
 
 
 @EACH
-def test_what_is_required_is_required(name: str) -> None:
+def test_each_required_field_is_required(name: str) -> None:
     read = {field for field, (_, is_required) in _read(name).items() if is_required}
     assert {field for field, (_, is_required) in _described(name).items() if is_required} == read | _by_the_core(name)
 
 
 def _by_the_core(name: str) -> set[str]:
-    """What the handler leaves to others to ask for."""
+    """The fields that the handler does not require itself."""
     return {
         "calls-batch-import": {"file"},
         "webhook-ingest-by-secret": {"webhook_secret"},
@@ -419,7 +419,7 @@ def _reached(python: str) -> list[str]:
 
 
 def _values(given: Any, key: str) -> Iterator[Any]:
-    """What is named so, anywhere in it."""
+    """The values with this name, at any depth."""
     if isinstance(given, dict):
         if key in given:
             yield given[key]

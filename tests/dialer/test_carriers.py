@@ -160,7 +160,7 @@ def test_a_placed_call_is_found_by_the_carriers_id_and_by_its_own_name(account: 
 
 
 @pytest.mark.parametrize("request_name", REQUESTS)
-def test_of_a_call_that_was_never_placed_the_carrier_knows_nothing(account: Account, request_name: str) -> None:
+def test_the_carrier_knows_no_call_that_was_never_placed(account: Account, request_name: str) -> None:
     account.place()
     assert account.about(request_name, an_open_call(account.new_call())) is None
 

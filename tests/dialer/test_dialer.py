@@ -76,7 +76,7 @@ def test_a_result_that_comes_at_once_is_recorded_at_once(db: TestDatabase) -> No
 
 
 @pytest.mark.parametrize("end", ["cancel_batch(%s)", "stop_batch(%s::text)", "pause_batch(%s)"])
-def test_what_start_call_does_not_return_is_not_placed(db: TestDatabase, end: str) -> None:
+def test_a_call_that_start_call_does_not_return_is_not_placed(db: TestDatabase, end: str) -> None:
     batch = a_batch(db, 5)
     carrier = ScriptedCarrier()
 
@@ -136,7 +136,7 @@ def test_an_error_of_the_carriers_module_counts_as_unknown_too(db: TestDatabase)
     assert [call["status"] for call in calls(db, batch)] == ["unknown"]
 
 
-def test_what_the_carrier_knows_of_unknown_calls_is_applied(db: TestDatabase) -> None:
+def test_the_carriers_state_of_unknown_calls_is_applied(db: TestDatabase) -> None:
     batch = a_batch(db, 4)
     carrier = ScriptedCarrier(lose)
     dial_once(db, carrier)
@@ -344,7 +344,7 @@ def test_with_nothing_to_do_a_dialer_asks_no_more_than_it_ticks(
 
 
 @pytest.mark.usefixtures("no_ticks")
-def test_what_becomes_due_is_claimed_when_it_does(db: TestDatabase) -> None:
+def test_a_contact_is_claimed_when_it_becomes_due(db: TestDatabase) -> None:
     batch = a_batch(db, 1, retry_delay_seconds=1)
     arrivals: list[float] = []
 
@@ -462,7 +462,7 @@ def test_it_goes_on_after_the_database_was_away(own_folder: Path) -> None:
                 await asyncio.to_thread(server.restart, "immediate")
                 db = TestDatabase(server.uri(), server.uri(user="lastcall_functions"))
                 db.rows("update calls set lease_expires_at = now() where status = 'queued'")
-                # What start_call let through when its answer was lost comes back at once, or when found.
+                # A call whose start_call lost its answer comes back at once, or when the dialer finds it.
                 await until(lambda: db.statuses(batch).get("completed", 0) >= 100)
                 db.rows("update calls set started_at = started_at - interval '30 seconds' where status = 'in_progress'")
                 await until(lambda: db.value("select count(*) from calls where status = 'queued'") == 0)

@@ -26,7 +26,7 @@ def a_batch(db: TestDatabase, contacts: int, **columns: Any) -> UUID:
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for a second or more waits for a moment."""
+    """Waits of a second or more last a moment."""
     monkeypatch.setattr(dialer, "TICK_S", 0.05)
     monkeypatch.setattr(dialer, "RECOVER_S", 0.01)
     monkeypatch.setattr(dialer, "LEASE_S", 1)
@@ -116,7 +116,7 @@ def test_a_stop_ends_a_dialer_that_waits_after_an_error(db: TestDatabase, monkey
     asyncio.run(asyncio.wait_for(run(), 30))
 
 
-# What it cannot read.
+# Rows that the dialer cannot read.
 
 
 @pytest.mark.parametrize("custom_data", ["[1, 2]", "5", '"text"', "null"])

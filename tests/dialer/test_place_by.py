@@ -63,7 +63,7 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
 
 @pytest.fixture
 def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    """Of a server that the client trusts."""
+    """The certificate of a server that the client trusts."""
     authority = Authority("authority")
     certificate, key = authority.issue("localhost")
     (tmp_path / "ca.pem").write_bytes(authority.certificate)

@@ -102,7 +102,7 @@ def test_a_carrier_that_accepts_and_hangs_has_each_call_once_and_tells_later(db:
     assert db.value("select count(*) from calls where outcome is distinct from 'carrier_unavailable'") == 6
 
 
-def test_what_it_refuses_is_never_placed(db: TestDatabase) -> None:
+def test_a_refused_call_is_never_placed(db: TestDatabase) -> None:
     batch = a_batch(db, 4)
     db.rows("update campaign_contacts set max_attempts = 1")
     with simulated(refused=1.0) as url:

@@ -113,7 +113,7 @@ def test_a_call_is_created_with_its_agent_over_telnyx(account: UltravoxStandIn, 
 
 
 @pytest.mark.parametrize("fault", [400, 422, 425])
-def test_what_it_refuses_was_surely_not_placed(account: UltravoxStandIn, url: str, fault: int) -> None:
+def test_a_refused_call_was_surely_not_placed(account: UltravoxStandIn, url: str, fault: int) -> None:
     account.fault = fault
     with pytest.raises(CallRefusedError, match=str(fault)):
         place(url)
@@ -214,7 +214,7 @@ def a_batch(db: TestDatabase, contacts: int, agent: str) -> UUID:
 
 
 def ultravox(url: str) -> dict[str, Any]:
-    """Of a dialer, one that has at most five requests under way at a time."""
+    """The client of a dialer, with at most five requests in flight."""
     settings = Settings(carrier="ultravox", carrier_url=url, ultravox_api_key=API_KEY)
     return {"carrier": connect_carrier(settings), "dial_concurrency": 5}
 

@@ -1,4 +1,4 @@
-// What a Supabase project does with its functions: serves each folder of
+// A stand-in for a Supabase project's functions: serves each folder of
 // supabase/functions at /functions/v1/<name>, where the function itself sees
 // /<name>, and tells them the secrets.
 //

@@ -123,9 +123,7 @@ def test_an_app_that_does_not_answer_in_time_has_done_it_or_not(
     assert (repeated.status, repeated.data["contacts_skipped"]) == (200, 3)
 
 
-def test_what_is_only_read_is_read_with_its_query(
-    db: TestDatabase, forwarding: Project, invoke: Invoke, office: Office
-) -> None:
+def test_a_read_keeps_its_query(db: TestDatabase, forwarding: Project, invoke: Invoke, office: Office) -> None:
     db.batch(office.agency, status="paused", name="Frühling & Sommer")
 
     def get(name: str, **query: Any) -> Any:

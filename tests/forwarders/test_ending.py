@@ -154,7 +154,7 @@ def test_the_answer_is_the_apps(
     assert answers[1] == answers[0]
 
 
-def test_what_the_app_has_done_already_is_done_once_and_answered_as_then(
+def test_a_request_that_the_app_has_done_is_done_once_and_gets_the_first_answer(
     project: Project,
     client: httpx2.Client,
     db: TestDatabase,

@@ -87,7 +87,7 @@ class Upstream:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of the only request."""
+        """The headers of the only request."""
         (request,) = self.requests
         return dict(request.headers)
 
@@ -109,7 +109,7 @@ def generate(folder: Path) -> None:
     subprocess.run([sys.executable, str(ROOT / "supabase" / "forwarders.py"), str(folder)], check=True)
 
 
-def test_what_is_committed_is_what_is_generated(tmp_path: Path) -> None:
+def test_the_committed_forwarders_are_the_generated_ones(tmp_path: Path) -> None:
     generate(tmp_path)
     generated = {path.parent.name: path.read_text() for path in tmp_path.glob("*/*")}
     assert generated == {name: (FOLDER / name / "index.ts").read_text() for name in NAMES}
@@ -307,7 +307,7 @@ def test_an_answer_is_passed_back_but_for_what_is_said_of_the_connection(
     assert not {"keep-alive", "x-hop"} & set(response.headers)
 
 
-def test_what_is_packed_on_the_way_to_the_forwarder_stays_so(
+def test_a_compressed_body_stays_compressed_on_its_way_through_the_forwarder(
     project: Project, upstream: Upstream, client: httpx2.Client
 ) -> None:
     packed = gzip.compress(b"hello" * 100)
@@ -350,7 +350,7 @@ def test_a_client_that_goes_away_ends_it_at_the_app(project: Project, upstream: 
     assert upstream.left.wait(60)
 
 
-def test_who_sends_a_file_sees_why_it_is_not_taken(
+def test_the_sender_of_a_refused_file_sees_the_reason(
     project: Project, app_url: str, nowhere: str, client: httpx2.Client
 ) -> None:
     def send() -> httpx2.Response:
@@ -431,7 +431,7 @@ def test_an_address_that_leads_back_is_not_followed_round(project: Project, clie
         ],
     ],
 )
-def test_what_is_not_configured_is_said_and_not_shown(
+def test_a_missing_setting_is_logged_and_not_shown(
     project: Project, client: httpx2.Client, secrets: dict[str, str], error: str
 ) -> None:
     with project.secrets(**secrets):

@@ -33,7 +33,7 @@ NO_DATABASE = "postgresql://nobody@/none?host=/nowhere"
 
 
 class Answer:
-    """What the function answers to a token and an empty object."""
+    """The function's answer to a token and an empty object."""
 
     def __init__(self, client: TestClient, authorization: str | bytes | None, path: str = CANCEL) -> None:
         raw = authorization.encode() if isinstance(authorization, str) else authorization

@@ -85,7 +85,7 @@ def test_another_agencys_batch_is_404_and_the_others_are_refused_as_everywhere(
 
 
 @pytest.mark.own_database
-def test_what_fails_is_500(db: TestDatabase, either_client: TestClient) -> None:
+def test_a_failure_is_500(db: TestDatabase, either_client: TestClient) -> None:
     agency = db.agency()
     user, batch = db.user(agency), db.batch(agency)
     db.rows("alter table batch_events rename column reason to why")

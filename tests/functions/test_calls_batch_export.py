@@ -80,7 +80,7 @@ def test_a_batch_is_a_file_of_its_contacts_and_their_results(db: TestDatabase, e
      ("+15550001", "+15550001"), ("-1.5", "-1.5"), ("+1555\n=1", "'+1555\n=1"), ("+1,5", "'+1,5"), ("-", "'-"),
      ("a=1", "a=1"), ("'=1", "'=1"), (" =1", " =1")],
 )  # fmt: skip
-def test_what_a_spreadsheet_takes_for_a_formula_is_made_text_and_a_number_with_a_sign_is_not(
+def test_a_formula_is_made_text_and_a_number_with_a_sign_is_not(
     db: TestDatabase, client: TestClient, given: str, written: str
 ) -> None:
     agency = db.agency()
@@ -113,7 +113,7 @@ def test_a_batch_without_such_contacts_is_a_header_alone(db: TestDatabase, eithe
     assert get(either_client, user, batch, contact_status="skipped").content == header
 
 
-def test_who_asks_for_the_head_gets_no_file(db: TestDatabase, either_client: TestClient) -> None:
+def test_a_head_request_gets_no_file(db: TestDatabase, either_client: TestClient) -> None:
     agency = db.agency()
     batch = db.batch(agency)
     response = either_client.head(PATH, params={"batch_id": str(batch)}, headers=bearer(db.user(agency)))
@@ -141,7 +141,7 @@ def test_another_agencys_batch_is_404_and_the_others_are_refused_as_everywhere(
 
 
 @pytest.mark.own_database
-def test_what_fails_at_the_beginning_is_500(db: TestDatabase, either_client: TestClient) -> None:
+def test_a_failure_at_the_beginning_is_500(db: TestDatabase, either_client: TestClient) -> None:
     agency = db.agency()
     user, batch = db.user(agency), db.batch(agency)
     db.rows("alter table contact_data rename column email to mail")
@@ -150,7 +150,7 @@ def test_what_fails_at_the_beginning_is_500(db: TestDatabase, either_client: Tes
 
 
 @pytest.mark.parametrize("transport", ["settings", "postgrest_settings"])
-def test_what_fails_in_the_middle_does_not_look_like_a_complete_file(
+def test_a_failure_in_the_middle_does_not_look_like_a_complete_file(
     db: TestDatabase, request: pytest.FixtureRequest, transport: str
 ) -> None:
     settings: Settings = request.getfixturevalue(transport)

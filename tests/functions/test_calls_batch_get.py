@@ -160,7 +160,7 @@ def test_without_a_token_401_of_no_agency_403_and_by_another_method_405(
 
 
 @pytest.mark.own_database
-def test_what_fails_is_500(db: TestDatabase, either_client: TestClient) -> None:
+def test_a_failure_is_500(db: TestDatabase, either_client: TestClient) -> None:
     agency = db.agency()
     user, batch = db.user(agency), db.batch(agency)
     db.rows("alter table contact_data rename column email to mail")

@@ -154,7 +154,7 @@ def test_without_a_token_401_of_no_agency_403_and_by_another_method_405(
 
 
 @pytest.mark.own_database
-def test_what_fails_is_500_with_the_contracts_message(db: TestDatabase, either_client: TestClient) -> None:
+def test_a_failure_is_500_with_the_contracts_message(db: TestDatabase, either_client: TestClient) -> None:
     user = db.user(db.agency())
     db.rows("alter table call_batches rename column created_at to created")
     response = get(either_client, user)

@@ -31,7 +31,7 @@ def owner(db: TestDatabase) -> UUID:
 
 @pytest.fixture
 def body(db: TestDatabase, owner: UUID) -> dict[str, Any]:
-    """What creates a batch of three contacts."""
+    """The body that creates a batch of three contacts."""
     agency = db.value("select agency_id from users where id = %s", owner)
     return {**db.calling(agency), "contacts": contacts(1, 2, 3)}
 

@@ -59,7 +59,7 @@ def connected(client: TestClient) -> None:
 
 
 def using(settings: Settings, work: Callable[[PostgresDatabase], Awaitable[T]]) -> T:
-    """What `work` returns of a PostgresDatabase of these settings."""
+    """The result of `work` with a PostgresDatabase of these settings."""
 
     async def run() -> T:
         database = PostgresDatabase(settings)
@@ -100,7 +100,7 @@ def test_a_request_is_one_round_trip(settings: Settings, db: TestDatabase, own_f
 
 
 async def left_behind(database: PostgresDatabase) -> tuple[Any, ...]:
-    """What the next user of the pool's connection finds, in whatever transaction."""
+    """The state that the next user of the pool's connection finds, in any transaction."""
     pool = await database._open_pool()
     async with pool.connection() as connection:
         cursor = await connection.execute(
@@ -214,7 +214,7 @@ def test_without_a_free_connection_a_request_is_told_to_come_again(settings: Set
 
 def test_when_too_many_wait_the_next_is_told_so_at_once(settings: Settings, db: TestDatabase) -> None:
     held, others = Case(db), [Case(db) for _ in range(4)]
-    # Who waits would wait for ten minutes: an answer is no timeout.
+    # A waiting request would wait for ten minutes: an answer is no timeout.
     limits = {"pool_size": 1, "pool_max_waiting": 1, "pool_timeout_s": 600.0}
     with serve(settings, **limits) as client, ThreadPoolExecutor(5) as threads:
         with locked(db, held.batch):
@@ -476,7 +476,7 @@ def test_nothing_else_is_tried_again(settings: Settings, db: TestDatabase, sqlst
 
 
 @pytest.mark.own_database
-def test_what_fails_to_commit_is_no_success(settings: Settings, db: TestDatabase) -> None:
+def test_a_failed_commit_is_no_success(settings: Settings, db: TestDatabase) -> None:
     case = Case(db)
     at_commit(db, "23514", 1)
     before = db.state()

@@ -101,7 +101,7 @@ def tell(db: TestDatabase, ended: str) -> Story:
         skipped = db.row("select * from cancel_batch(%s)", batch)["contacts_skipped"]
     else:
         db.rows("select * from stop_batch(%s)", str(batch))
-    # What the carrier says of the first call comes in the wrong order.
+    # The carrier's events of the first call come in the wrong order.
     for event_type in ("call.ended", "call.started", "call.joined"):
         carrier.tell(event(event_type, calls[0]))
         process(db)
@@ -162,7 +162,7 @@ def test_a_call_in_the_database_that_started_after_the_reply_breaks_it(story: St
 
 
 def test_a_start_call_that_committed_after_the_reply_breaks_it_even_if_it_began_before(story: Story) -> None:
-    """What a gate would do that does not wait for the batch's lock."""
+    """A gate that does not wait for the batch's lock would do this."""
     story.arrival(story.plant_call(), 11.2)
     story.db.rows("update calls set started_at = (select min(started_at) from calls)")
     assert "calls that passed start_call after the reply: 1" in broken(story.verdict())
@@ -357,7 +357,7 @@ def started_demo(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str
 
 
 def lines_until(demo: subprocess.Popen[str], start: str) -> list[str]:
-    """What it prints, up to the line that starts so."""
+    """The output of the demo, up to the line that starts so."""
     assert demo.stdout is not None
     lines = []
     for line in demo.stdout:

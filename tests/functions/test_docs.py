@@ -32,7 +32,7 @@ def alone() -> Iterator[TestClient]:
 
 
 class Page(HTMLParser):
-    """What a browser would make of the page: elements, addresses, and the text in which a search looks."""
+    """The page as a browser reads it: elements, addresses, and the text in which a search looks."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def test_the_file_is_served_as_it_is(alone: TestClient) -> None:
 
 
 @BOTH
-def test_who_has_it_is_not_sent_it_again(alone: TestClient, path: str) -> None:
+def test_a_client_with_a_cached_page_is_not_sent_it_again(alone: TestClient, path: str) -> None:
     etag = alone.get(path).headers["ETag"]
     for known in (etag, f"W/{etag}", f'"another", {etag}', "*"):
         answer = alone.get(path, headers={"If-None-Match": known})

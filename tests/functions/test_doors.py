@@ -29,7 +29,7 @@ CONTACTS = {"pending": 3, "scheduled": 1, "queued": 2, "in_progress": 2, "comple
 
 @dataclass
 class World:
-    """What a case is about; both agencies have a user and a batch of the same external ids."""
+    """The rows of a case; both agencies have a user and a batch of the same external ids."""
 
     owner: UUID
     member: UUID
@@ -38,7 +38,7 @@ class World:
     other_owner: UUID
     other_batch: UUID
     calling: dict[str, Any]
-    """What a batch of the agency is created with."""
+    """The arguments that create a batch of the agency."""
 
 
 # Where a procedure is a function, and its arguments' names there if they are others.
@@ -276,7 +276,7 @@ def through_console(db: TestDatabase, caller: UUID, case: Case, arguments: dict[
 
 
 def told(case: Case, door: str, status: int, body: Any) -> dict[str, Any]:
-    """What the door's own form of answer says."""
+    """The answer, read from the door's own form."""
     if "function" not in door:
         return body if status == 200 else {"message": body["message"], **json.loads(body["details"])}
     if not PATHS[case.procedure][0].startswith("/api/"):
@@ -292,7 +292,7 @@ def through(
     door: str, db: TestDatabase, request: pytest.FixtureRequest, caller: UUID, case: Case, arguments: dict[str, Any],
     **settings: Any,
 ) -> tuple[int, Any]:  # fmt: skip
-    """What the door answers; settings: of the functions, other than usual."""
+    """The answer of the door; settings: those of the functions, if they are not the usual ones."""
     if door == "function over postgres":
         of = replace(request.getfixturevalue("settings"), **settings)
         return through_function(of, caller, case, arguments)

@@ -73,7 +73,7 @@ def test_the_calls_of_a_cancelled_batch_can_be_ended_afterwards(db: TestDatabase
 
 @pytest.mark.parametrize("status", PATHS)
 @pytest.mark.parametrize("value", ["true", 1, [], {}])
-def test_what_is_no_boolean_is_refused_and_nothing_ends(
+def test_a_value_that_is_no_boolean_is_refused_and_nothing_ends(
     db: TestDatabase, client: TestClient, status: str, value: Any
 ) -> None:
     case = Case(db, client, status)

@@ -184,7 +184,7 @@ def test_without_a_token_it_is_401_and_with_another_method_405(either_client: Te
 
 
 @pytest.mark.own_database
-def test_what_fails_is_500(db: TestDatabase, either_client: TestClient) -> None:
+def test_a_failure_is_500(db: TestDatabase, either_client: TestClient) -> None:
     agency = db.agency()
     owner = db.user(agency)
     filled(db, agency, owner, [{"phone_number": "+15550000001"}])

@@ -1,4 +1,4 @@
-"""What is the same for every function over HTTP."""
+"""HTTP as every function speaks it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def encoded(headers: dict[str, str | bytes]) -> dict[bytes, bytes]:
 
 
 def message(response: httpx2.Response) -> str:
-    """What an error says, in either envelope."""
+    """The message of an error, in either envelope."""
     body: dict[str, Any] = response.json()
     if "success" in body:
         assert set(body) == {"success", "error", "code"}

@@ -1,4 +1,4 @@
-"""What is told to Prometheus is true, bounded, and at an address of its own."""
+"""The metrics are true, bounded, and at an address of their own."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_without_the_library_the_setting_is_refused_with_what_to_install(monkeyp
 
 
 @pytest.mark.parametrize("value", ["x", "-1", "9464-", "9465-9464", "65536", "1-65536", "1 - 2", "9464,9465", "²"])
-def test_what_is_no_port_is_refused(value: str) -> None:
+def test_a_value_that_is_no_port_is_refused(value: str) -> None:
     with pytest.raises(SettingsError, match="LASTCALL_DIALER_METRICS_PORT must be a port, or a range"):
         Settings.from_env({"DATABASE_URL": "postgresql://db", "LASTCALL_DIALER_METRICS_PORT": value}, serving=False)
 
@@ -258,7 +258,7 @@ def test_fetches_of_keys_are_counted(settings: Settings, monkeypatch: pytest.Mon
             assert Scrape(url).by("lastcall_jwks_fetches_total", "outcome") == {"ok": 1}
 
 
-# What the database tells.
+# The figures of the database.
 
 
 def test_the_databases_numbers_are_told_and_kept_for_a_while(
@@ -334,7 +334,7 @@ async def answer(call: Call) -> GoingOn | Ended:
 
 
 def dialed(db: TestDatabase, carrier: Any, runs: int = 1) -> Scrape:
-    """What a dialer tells after so many bounded runs."""
+    """The metrics of a dialer after so many bounded runs."""
     settings = dial_settings(db)
 
     async def run() -> Scrape:
@@ -370,7 +370,7 @@ def test_a_dialer_tells_what_it_claimed_placed_and_recorded(db: TestDatabase) ->
 
 
 def dialed_until(db: TestDatabase, carrier: Any, holds: Callable[[Scrape], bool]) -> Scrape:
-    """What a dialer that goes on tells as soon as it is so."""
+    """The metrics of a running dialer, as soon as the condition holds."""
     settings = dial_settings(db)
 
     async def run() -> Scrape:
@@ -488,7 +488,7 @@ def expressions(file: str) -> list[str]:
 def test_every_metric_and_label_that_is_shown_is_told(
     settings: Settings, db: TestDatabase, monkeypatch: pytest.MonkeyPatch, file: str, number: int
 ) -> None:
-    """Of a service and of a dialer that have seen a little of everything."""
+    """The metrics of a service and of a dialer that have seen a little of everything."""
     case = Case(db)
     carrier = ScriptedCarrier(answer)
     with key_server(monkeypatch) as keys:

@@ -62,7 +62,7 @@ class Operator:
         return lastcall_here(*self.arguments(*arguments), folder=self.folder, settings=self.environment, typed=typed)
 
     def done(self, *arguments: str | UUID) -> str:
-        """What it prints when all is well."""
+        """The output of a command that succeeds."""
         done = self.run(*arguments)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
@@ -222,7 +222,7 @@ def test_a_long_audit_trail_is_shown_whole(in_app: Operator, db: TestDatabase, a
     assert len(in_app.json("events", batch)["events"]) == 450
 
 
-def test_what_others_wrote_does_nothing_to_the_terminal(in_app: Operator, db: TestDatabase, agency: UUID) -> None:
+def test_text_of_others_does_nothing_to_the_terminal(in_app: Operator, db: TestDatabase, agency: UUID) -> None:
     batch = db.batch(agency, name="\x1b]0;owned\x07[bold]x\u202e")
     for command in (("batches",), ("show", batch)):
         text = in_app.done(*command)
@@ -365,7 +365,7 @@ def test_without_a_terminal_it_does_not_skip_contacts_unless_told_yes(
 
 
 def for_agency(operator: Operator, agency: UUID) -> tuple[str, ...]:
-    """What the console has to say, where a user has an agency."""
+    """The option that the console needs; a user has an agency."""
     return ("--agency", str(agency)) if "--sql" in operator.options else ()
 
 
@@ -718,7 +718,7 @@ def test_on_a_terminal_progress_and_tables_are_drawn(in_app: Operator, db: TestD
 
 
 def drawn_by(operator: Operator, *arguments: str | UUID) -> str:
-    """What the command writes to a terminal."""
+    """The output of the command on a terminal."""
     terminal, theirs = pty.openpty()
     with subprocess.Popen(
         [LASTCALL, *operator.arguments(*arguments)], env=operator.environment, stdin=theirs, stdout=theirs
@@ -852,7 +852,7 @@ def test_that_an_import_was_done_is_said_though_its_errors_cannot_be_written(
     assert (done.returncode, "cannot write" in done.stderr) == (2, True)
 
 
-def test_of_a_strict_import_all_rows_count_or_none(
+def test_a_strict_import_takes_all_rows_or_none(
     operator: Operator, db: TestDatabase, agency: UUID, tmp_path: Path
 ) -> None:
     batch = db.batch(agency)
@@ -903,7 +903,7 @@ def test_on_a_terminal_an_import_goes_with_a_bar(
     assert "2 contacts added" in drawn
 
 
-# Who one is.
+# Login and logout.
 
 
 @pytest.fixture
@@ -963,7 +963,7 @@ def test_the_password_is_typed_unseen(stranger: Operator, project_url: str) -> N
     assert "Logged in" in output
 
 
-def test_what_is_kept_is_for_its_owner_alone(logged_in: Operator) -> None:
+def test_the_kept_login_is_for_its_owner_alone(logged_in: Operator) -> None:
     assert stat.S_IMODE(kept(logged_in).stat().st_mode) == 0o600
     assert stat.S_IMODE(kept(logged_in).parent.stat().st_mode) == 0o700
     assert list(kept(logged_in).parent.iterdir()) == [kept(logged_in)]
@@ -1029,7 +1029,7 @@ def test_no_secret_is_ever_shown(logged_in: Operator, db: TestDatabase, agency: 
             assert secret not in done.stdout + done.stderr
 
 
-# What goes wrong.
+# Errors.
 
 
 def test_a_token_that_has_expired_says_to_log_in(in_app: Operator, owner: UUID) -> None:
@@ -1040,7 +1040,7 @@ def test_a_token_that_has_expired_says_to_log_in(in_app: Operator, owner: UUID) 
 
 
 @pytest.mark.parametrize("door", ["in_app", "in_project"])
-def test_what_the_service_refuses_is_said_in_its_words(
+def test_a_refusal_of_the_service_is_shown_in_its_words(
     request: pytest.FixtureRequest, door: str, db: TestDatabase, agency: UUID
 ) -> None:
     operator: Operator = request.getfixturevalue(door)
@@ -1135,6 +1135,6 @@ def test_every_command_explains_itself_and_its_exit_status(tmp_path: Path, comma
 @pytest.mark.parametrize(
     "options", [["batches", "--limit", "0"], ["watch", "x", "--interval", "0"], ["cancel"]], ids=str
 )
-def test_what_is_no_command_ends_with_status_2(tmp_path: Path, options: list[str]) -> None:
+def test_an_unknown_command_ends_with_status_2(tmp_path: Path, options: list[str]) -> None:
     done = lastcall_here(*options, folder=tmp_path, settings=environment())
     assert (done.returncode, done.stdout) == (2, "")

@@ -1,4 +1,4 @@
-"""What procedures tell PostgREST: for how long they may take, and at which isolation they run.
+"""Settings of procedures for PostgREST: the longest time that they may take, and their isolation.
 
 PostgREST takes three settings of a function for the whole transaction (db-hoisted-tx-settings). Where they are missing,
 those of the role count: Supabase gives authenticated and authenticator 8 seconds.

@@ -103,7 +103,7 @@ def test_without_any_settings_it_serves_on_a_postgres_of_its_own(home: Path) -> 
     assert not postgres_runs(home)
 
 
-def test_what_it_keeps_survives_and_only_its_owner_reads_the_secret(home: Path) -> None:
+def test_its_files_survive_and_only_their_owner_reads_the_secret(home: Path) -> None:
     with serve(home):
         db = owner_of(home)
         batch = db.batch(db.agency())
@@ -263,7 +263,7 @@ def was_interrupted(folder: Path, ending: signal.Signals) -> bool:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM], ids=lambda ending: str(ending.name))
-def test_what_was_interrupted_when_it_was_first_started_is_done_again(own_folder: Path, ending: signal.Signals) -> None:
+def test_an_interrupted_first_start_is_done_again(own_folder: Path, ending: signal.Signals) -> None:
     # This process may be slower than the start: then another one is interrupted.
     folder = next(folder for folder in new_folders(own_folder) if was_interrupted(folder, ending))
     with serve(folder) as service:
@@ -396,7 +396,7 @@ def test_an_empty_secret_means_the_kept_one(home: Path) -> None:
 def test_a_token_of_the_command_counts_until_it_expires(home: Path) -> None:
     with serve(home) as service:
         user = uuid4()
-        # Of no agency, but known to be who it is.
+        # The user is known, and has no agency.
         assert cancel(service, uuid4(), signed_by_command(home, user)).status_code == 403
         expired = cancel(service, uuid4(), signed_by_command(home, user, "--expires-in", "-1"))
         assert (expired.status_code, expired.json()["error"]) == (401, "Token has expired")
@@ -458,7 +458,7 @@ def test_every_command_explains_itself(own_folder: Path, command: list[str]) -> 
 
 
 @pytest.mark.parametrize("command", [[], ["nonsense"], ["token"], ["serve", "--nonsense"]], ids=str)
-def test_what_is_no_command_ends_with_status_2(own_folder: Path, command: list[str]) -> None:
+def test_an_unknown_command_ends_with_status_2(own_folder: Path, command: list[str]) -> None:
     done = lastcall(*command, folder=own_folder)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr

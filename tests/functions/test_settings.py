@@ -131,7 +131,7 @@ def test_empty_means_not_set(name: str) -> None:
     ],
     ids=lambda value: str(value)[-50:],
 )
-def test_what_does_not_describe_a_service_is_refused_with_what_to_set(env: dict[str, str], says: str) -> None:
+def test_wrong_settings_are_refused_with_the_setting_to_change(env: dict[str, str], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         Settings.from_env(env)
 

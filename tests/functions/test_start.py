@@ -1,4 +1,4 @@
-"""What a process loads before its first request: every package costs a cold start time."""
+"""The packages that a process loads before its first request: each makes a cold start slower."""
 
 from __future__ import annotations
 

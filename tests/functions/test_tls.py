@@ -140,7 +140,7 @@ def test_any_other_is_told_nothing_and_the_log_says_why(
         assert PASSWORD not in log.text
 
 
-def test_nobody_logs_in_before_the_role_has_a_password(tls_server: TlsServer) -> None:
+def test_the_role_cannot_log_in_before_it_has_a_password(tls_server: TlsServer) -> None:
     with tls_server.running() as db, logged() as log, refused(tls_server.uri()) as client:
         db.rows("alter role lastcall_functions password null")
         assert unavailable(client.get("/health"))

@@ -78,7 +78,7 @@ def test_there_are_traces_when_opentelemetrys_environment_asks(env: dict[str, st
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "must be http/protobuf"),
     ],
 )
-def test_what_cannot_be_sent_is_refused(env: dict[str, str], says: str) -> None:
+def test_traces_that_cannot_be_sent_are_refused_at_the_start(env: dict[str, str], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         Settings.from_env(DATABASE | env)
 
@@ -254,7 +254,7 @@ def test_a_collector_that_is_away_costs_no_request_and_not_the_end(
 
 
 def dialed(db: TestDatabase, carrier: ScriptedCarrier, monkeypatch: pytest.MonkeyPatch, runs: int = 1) -> Collector:
-    """What was sent of so many bounded runs of a dialer."""
+    """The traces of so many bounded runs of a dialer."""
     settings = dial_settings(db, traces="otlp")
 
     async def run() -> None:

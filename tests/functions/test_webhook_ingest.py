@@ -66,7 +66,7 @@ def test_signatures_are_over_the_body_to_the_letter(client: TestClient, carrier:
         assert answer(client.post(f"{url}/{carrier.secret}", content=BODY + " ", headers=headers)) == UNAUTHORIZED
 
 
-def test_who_cannot_sign_gets_the_same_401_everywhere(client: TestClient, db: TestDatabase, carrier: Carrier) -> None:
+def test_an_unsigned_event_gets_the_same_401_everywhere(client: TestClient, db: TestDatabase, carrier: Carrier) -> None:
     before = db.state()
     for agency in (carrier.agency, uuid4()):
         for path in ("", "/wrong", "/" + carrier.secret[:-1]):
@@ -134,7 +134,7 @@ def place(db: TestDatabase, carrier: Carrier, number: int) -> tuple[UUID, list[d
     return batch, carrier.place(batch, number)
 
 
-def test_what_came_in_is_applied_and_then_there_is_nothing(
+def test_stored_events_are_applied_and_then_there_are_none(
     client: TestClient, db: TestDatabase, carrier: Carrier
 ) -> None:
     batch, calls = place(db, carrier, 3)

@@ -141,7 +141,7 @@ header_value = st.one_of(
     st.sampled_from(["", " ", PLANTED, PLANTED * 30, "x" * 256, "a, b", "=?utf-8?q?x?=", '"', "\t", "%00"]).map(
         str.encode
     ),
-    # What an HTTP server lets through: anything but the ends of lines and NUL.
+    # An HTTP server lets anything through but the ends of lines and NUL.
     st.binary(max_size=40).map(lambda value: value.translate(None, b"\r\n\0").strip()),
 )
 """The bytes of a header."""

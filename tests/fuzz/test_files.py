@@ -95,7 +95,7 @@ def test_a_form(
         holds(client.post(PATH, content=body[:at] + garbage + body[at:], headers=headers), log)
 
 
-# Files. What cannot be read is a FileError; the rows of what can are in the groups, to the last.
+# Files. A file that cannot be read is a FileError; the groups of any other have all its rows, to the last.
 
 
 def read(data: bytes, name: str) -> int | None:
@@ -231,7 +231,7 @@ BOMBS = {
 
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the process that reads a file may take: so much that every honest file of the tests can be read."""
+    """Limits of the process that reads a file, in which every honest file of the tests can be read."""
     monkeypatch.setattr(contact_reader, "MAX_MEMORY_BYTES", 256 << 20)
     monkeypatch.setattr(contact_reader, "MAX_CPU_S", 5)
 

@@ -80,7 +80,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("request_", REFUSED.values(), ids=REFUSED.keys())
-def test_what_could_be_read_in_two_ways_is_refused_and_the_connection_closed(service: Service, request_: bytes) -> None:
+def test_an_ambiguous_request_is_refused_and_the_connection_closed(service: Service, request_: bytes) -> None:
     """A proxy in front may see other requests in it: nothing behind it is answered."""
     statuses = talk(service, request_ + GOOD)
     assert statuses in ([400], [])

@@ -1,4 +1,4 @@
-"""What carriers send: signatures, secrets and bodies."""
+"""Requests of carriers: signatures, secrets and bodies."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ select o.name, g.grantee::regrole::text, g.privilege_type
        aclexplode(coalesce(o.given, o.by_default)) g
  order by 1, 2, 3
 """
-"""Who may do what to each table, view, sequence and function."""
+"""The privileges on each table, view, sequence and function."""
 
 CORES_ROLES = ("lastcall_admin", "lastcall_functions")
 THE_THREE = {"anon", "authenticated", "service_role"}
@@ -193,7 +193,7 @@ def hosted_project(server: PostgresServer) -> Iterator[tuple[psycopg.Connection,
 
 
 def memberships(connection: psycopg.Connection) -> set[str]:
-    """What lastcall_functions may become."""
+    """The roles that lastcall_functions may set."""
     rows = connection.execute(
         "select r.rolname from pg_auth_members m join pg_roles r on r.oid = m.roleid"
         " join pg_roles f on f.oid = m.member where f.rolname = 'lastcall_functions' and not m.admin_option"
@@ -219,7 +219,7 @@ def test_a_hosted_projects_owner_migrates_without_being_a_superuser(server: Post
 
 
 @pytest.mark.usefixtures("template")
-def test_what_a_hosted_projects_owner_may_not_grant_is_said_and_nothing_fails(server: PostgresServer) -> None:
+def test_a_missing_right_of_a_hosted_projects_owner_is_reported_and_nothing_fails(server: PostgresServer) -> None:
     """From PostgreSQL 16 on it takes the admin option, which an older Supabase project has not given."""
     with hosted_project(server) as (superuser, uri):
         if superuser.info.server_version < 160000:

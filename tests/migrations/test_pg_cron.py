@@ -90,7 +90,7 @@ def test_it_can_be_every_few_seconds(db: TestDatabase) -> None:
 
 
 @pytest.mark.parametrize("missing", STAND_INS)
-def test_what_is_missing_is_named(db: TestDatabase, missing: str) -> None:
+def test_each_missing_part_is_named(db: TestDatabase, missing: str) -> None:
     provide(db, missing)
     with pytest.raises(psycopg.Error, match=f"{missing} is missing"):
         db.owner.execute(SCHEDULE)

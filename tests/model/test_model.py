@@ -64,7 +64,7 @@ MUTANTS = {
 
 @dataclass(frozen=True)
 class Search:
-    """What Spin found."""
+    """The result of a search by Spin."""
 
     errors: int
     states: int

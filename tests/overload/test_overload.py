@@ -34,12 +34,12 @@ BUSY = 4
 """Connections for everything but what ends calls; RESERVED are left for that."""
 RESERVED = 3
 OF_AN_AGENCY = 2
-"""Of these, those that one agency may have at a time."""
+"""The connections that one agency may have at a time."""
 
 
 @pytest.fixture
 def busy_settings(settings: Settings) -> Settings:
-    # Who waits, waits for ten minutes: what is answered is answered for another reason.
+    # A waiting request waits for ten minutes: an answer has another reason than a timeout.
     return replace(
         settings,
         pool_size=BUSY + RESERVED,

@@ -71,7 +71,7 @@ def client(settings: Settings) -> Iterator[TestClient]:
 
 
 def session(uri: str) -> dict[str, Any]:
-    """What whoever comes next finds on the connection."""
+    """The state that the next client finds on the connection."""
     with psycopg.connect(uri, autocommit=True, prepare_threshold=None, row_factory=dict_row) as connection:
         found = connection.execute(SESSION).fetchone()
     assert found is not None
@@ -145,7 +145,7 @@ class Callers:
         assert self.client.post(url, content=body).status_code == 401
 
     def nobody(self) -> None:
-        """Who logs in as the functions and forgets to say for whom may do nothing."""
+        """A session that logs in as the functions, and names no caller, may do nothing."""
         with (
             psycopg.connect(self.db.functions_uri, autocommit=True, prepare_threshold=None) as connection,
             pytest.raises(psycopg.errors.InsufficientPrivilege),
@@ -162,7 +162,7 @@ class Callers:
         return [self.one, self.other, self.service, self.guessing, self.anon, self.console, self.nobody]
 
     def recorded(self) -> list[tuple[str, UUID | None, str, str]]:
-        """Who did what, by the audit trail."""
+        """The actor of each action, by the audit trail."""
         events = self.db.rows(
             "select actor_kind, actor_id, actor_role, coalesce(request_id, '') as request_id from batch_events"
             " where action in ('pause', 'resume') order by id"

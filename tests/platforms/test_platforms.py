@@ -38,7 +38,7 @@ CANCEL = "/functions/v1/calls-batch-cancel"
 IMPORT = "/functions/v1/calls-batch-import"
 EXPORT = "/functions/v1/calls-batch-export"
 PATH_SECRET = "whsec_ab/c+d/+/ef="
-# What the server in front adds or counts.
+# Headers that the server in front adds or counts.
 SERVERS_OWN = {"date", "server", "content-length", "connection", "transfer-encoding"}
 
 
@@ -193,7 +193,7 @@ def test_a_secret_in_the_path_arrives_with_its_slashes_and_is_not_logged(
         response = platform.post(f"/functions/v1/webhook-ingest/{carrier.agency}/{secret}", content=BODY)
         assert answer(response) == STORED
     assert queue(db) == [("pending", None)]
-    # What is written goes on after the reply, for a moment.
+    # The process goes on writing for a moment after the reply.
     until(lambda: log.read_text().count("/webhook-ingest/{agency_id}/{webhook_secret:path}") >= len(spellings))
     assert not any(secret in log.read_text() for secret in spellings)
 

@@ -34,7 +34,7 @@ from ..support.tokens import ISSUER, SECRET, token
 
 CRON_SECRET = "a secret of cron's, for the soak alone"
 CHANGES = {
-    # What users ask for, and how often.
+    # The requests of users, each with its weight.
     "cancel": 2,
     "stop": 1,
     "pause": 3,

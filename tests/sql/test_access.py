@@ -11,11 +11,11 @@ import pytest
 from ..support.database import TestDatabase, log_in_as
 
 BACKEND = ("agencies", "users", "campaigns", "agent_mappings", "agency_phone_numbers", "do_not_call")
-"""What the backend brings by plain inserts."""
+"""Tables that the backend fills by plain inserts."""
 TABLES = (*BACKEND, "call_batches", "campaign_contacts", "contact_data", "calls", "batch_events", "webhook_queue",
           "batch_imports", "import_errors", "holds")  # fmt: skip
 ADMINS = ("agency_owner", "agency_admin")
-# What each role may execute; everything else in public and private is the owner's alone.
+# The procedures that each role may execute; only the owner may execute any other in public and private.
 PEOPLE = {
     "public.list_user_batches", "private.list_user_batches",
     *(
@@ -194,7 +194,7 @@ def test_tables_are_written_by_procedures_alone(db: TestDatabase, role: str, wri
 
 @pytest.mark.parametrize("table", ["batch_events", "holds"])
 @pytest.mark.parametrize("role", ["authenticated", "service_role"])
-def test_nobody_but_an_admin_reads_idempotency_keys(db: TestDatabase, role: str, table: str) -> None:
+def test_only_an_admin_reads_idempotency_keys(db: TestDatabase, role: str, table: str) -> None:
     columns = db.rows(
         "select attname from pg_attribute where attrelid = %s::regclass and attnum > 0"
         " and not has_column_privilege(%s, attrelid, attnum, 'select')",
@@ -433,8 +433,8 @@ def test_every_table_has_row_level_security_and_every_key_begins_with_the_agency
         " ('agencies'::regclass, 'users'::regclass)"
     )
     # An admin gives a batch's id alone; with the agency first, plans would take the next three for a batch's
-    # rows; what is due, or ended last, is so whichever agency's. None of them is unique, so they can be
-    # distributed too. A hold of every agency is of none.
+    # rows; what is due, or ended last, is so whichever agency's. These indexes are not unique, so they can be
+    # distributed too. A hold of every agency has no agency.
     assert {row["index"] for row in indexes if row["first"] != "agency_id"} == {
         "call_batches_id", "calls_contact", "calls_carrier", "campaign_contacts_number", "webhook_queue_due",
         "call_batches_ended", "holds_pkey",

@@ -112,7 +112,7 @@ def test_any_user_of_the_agency_may_look(db: TestDatabase, role: str) -> None:
     ("asked", "sqlstate"),
     [("theirs", "PT404"), ("none", "PT404"), ("", "PT400"), (None, "PT400"), ("by-external-id-alone", "PT400")],
 )
-def test_what_is_not_the_agencys_or_not_named_is_refused(db: TestDatabase, asked: str | None, sqlstate: str) -> None:
+def test_a_batch_of_another_agency_or_none_is_refused(db: TestDatabase, asked: str | None, sqlstate: str) -> None:
     agency = db.agency()
     db.batch(agency, external_id="by-external-id-alone")
     ids = {"theirs": str(db.batch(db.agency())), "none": str(uuid4())}

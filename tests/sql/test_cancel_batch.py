@@ -88,7 +88,7 @@ def test_owners_and_admins_may_cancel(db: TestDatabase, role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["agency_member", "client_admin", "client_viewer", "admin"])
-def test_nobody_else_may_cancel(db: TestDatabase, role: str) -> None:
+def test_no_other_role_may_cancel(db: TestDatabase, role: str) -> None:
     agency = db.agency()
     batch, user = db.batch(agency), db.user(agency, role)
     before = db.state()

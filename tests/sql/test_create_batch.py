@@ -72,7 +72,7 @@ def test_a_batch_begins_pending_with_its_contacts(db: TestDatabase, calling: dic
     assert event == {"action": "create", "from_status": None, "to_status": "pending", "contacts": 3}
 
 
-def test_what_is_known_of_a_contact_is_told_to_the_agent(db: TestDatabase, calling: dict[str, Any]) -> None:
+def test_the_details_of_a_contact_are_told_to_the_agent(db: TestDatabase, calling: dict[str, Any]) -> None:
     known = {
         "first_name": "Ada",
         "last_name": "King",
@@ -93,7 +93,7 @@ def test_what_is_known_of_a_contact_is_told_to_the_agent(db: TestDatabase, calli
     ]
 
 
-def test_of_the_same_number_the_first_is_kept_and_the_others_are_counted(
+def test_the_first_contact_with_a_number_is_kept_and_duplicates_are_counted(
     db: TestDatabase, calling: dict[str, Any]
 ) -> None:
     some = contacts(1, first_name="Ada") + contacts(2) + contacts(1, first_name="Bob") + contacts(1)
@@ -156,9 +156,7 @@ def test_a_number_that_a_dialer_could_not_read_is_refused(
     assert detail["errors"] == [{"index": 0, "error": "custom_data must hold no number beyond 1e308"}]
 
 
-def test_of_many_bad_rows_the_first_hundred_are_told_and_all_are_counted(
-    db: TestDatabase, calling: dict[str, Any]
-) -> None:
+def test_the_first_hundred_bad_rows_are_listed_and_all_are_counted(db: TestDatabase, calling: dict[str, Any]) -> None:
     _, detail = refusal(db, calling["owner"], **given(calling, contacts=[{}] * 250))
     assert detail["error_count"] == 250
     assert [error["index"] for error in detail["errors"]] == list(range(100))
@@ -230,7 +228,7 @@ def test_a_number_that_is_not_active_is_refused(db: TestDatabase, calling: dict[
 
 
 @pytest.mark.parametrize("name", ["agent_mapping_id", "campaign_id", "from_number", "user_id"])
-def test_what_is_another_agencys_does_not_exist(db: TestDatabase, calling: dict[str, Any], name: str) -> None:
+def test_a_row_of_another_agency_does_not_exist(db: TestDatabase, calling: dict[str, Any], name: str) -> None:
     other = db.agency("Other")
     theirs = {**db.calling(other), "user_id": str(db.user(other))}
     db.rows("update agency_phone_numbers set phone_number = '+15557654321' where agency_id = %s", other)
@@ -283,7 +281,7 @@ def test_a_repeat_gets_the_first_answer_and_another_request_is_refused(
     assert refused == ("PT409", {"code": "idempotency_key_reused"})
 
 
-def test_of_two_equal_requests_at_once_one_creates_and_both_get_its_answer(
+def test_concurrent_equal_requests_create_once_and_both_get_the_answer(
     db: TestDatabase, calling: dict[str, Any]
 ) -> None:
     answers: list[dict[str, Any]] = []

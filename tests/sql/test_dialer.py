@@ -156,7 +156,7 @@ def test_dialing_is_heap_only_for_contacts_in_their_turn(db: TestDatabase) -> No
 # start_call
 
 
-def test_what_passes_the_gate_is_in_progress_and_counts_as_an_attempt(db: TestDatabase) -> None:
+def test_a_call_that_passes_the_gate_is_in_progress_and_counts_as_an_attempt(db: TestDatabase) -> None:
     batch = db.batch(db.agency())
     db.contacts(batch, pending=3)
     first, second, _ = claim(db)

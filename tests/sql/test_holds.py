@@ -102,7 +102,7 @@ def reached(w: World, name: str) -> set[UUID]:
     }.get(name, {w.inside})
 
 
-# What is held.
+# The batches that a hold reaches.
 
 
 @pytest.mark.parametrize("name", SCOPES)
@@ -197,7 +197,7 @@ def test_a_retried_batch_of_a_held_one_is_not_held_when_no_hold_counts(db: TestD
     assert claimed(db, retried) == 1
 
 
-# What is told.
+# Answers.
 
 
 def test_the_answer_counts_the_calls_in_progress_and_those_starting(db: TestDatabase, world: World) -> None:
@@ -362,7 +362,7 @@ def test_leases_that_expire_under_a_hold_go_back(db: TestDatabase, world: World)
     assert db.statuses(world.inside) == {"pending": 20}
 
 
-# Who may.
+# Permission.
 
 
 @pytest.mark.parametrize("role", ["agency_owner", "agency_admin"])

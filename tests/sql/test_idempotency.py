@@ -108,7 +108,7 @@ def test_a_key_that_is_none_is_refused_with_pt400(db: TestDatabase, key: str) ->
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_of_equal_requests_at_once_all_get_the_one_answer(db: TestDatabase, call: str) -> None:
+def test_concurrent_equal_requests_all_get_the_one_answer(db: TestDatabase, call: str) -> None:
     user, batch = world(db)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: ask(db, call, user, batch, "key-1"), range(8)))
@@ -116,7 +116,7 @@ def test_of_equal_requests_at_once_all_get_the_one_answer(db: TestDatabase, call
     assert db.value("select count(*) from batch_events") == 1
 
 
-def test_of_different_requests_at_once_under_one_key_one_is_done(db: TestDatabase) -> None:
+def test_concurrent_different_requests_under_one_key_exactly_one_is_done(db: TestDatabase) -> None:
     user, _ = world(db)
     agency = db.value("select agency_id from users where id = %s", user)
     batches = [db.batch(agency, user) for _ in range(8)]

@@ -1,4 +1,4 @@
-"""What a carrier reports is stored once, if it is signed; whoever cannot sign changes and learns nothing."""
+"""A signed event is stored once; a request without the signature changes and learns nothing."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_hmac_sha256_with_keys_of_any_length(db: TestDatabase, length: int) -> N
     assert db.value("select private.hmac_sha256(%s, 'message')", key) == hmac.digest(key, b"message", hashlib.sha256)
 
 
-# Who is let in
+# Signatures
 
 
 @pytest.mark.parametrize("signer", SIGNERS)
@@ -163,7 +163,7 @@ def test_a_right_signature_of_the_second_kind_does_not_heal_a_wrong_one_of_the_f
     assert ingest(db, carrier.agency, headers=headers, secret=carrier.secret) == REFUSED
 
 
-def test_who_cannot_show_a_secret_learns_nothing_and_changes_nothing(db: TestDatabase) -> None:
+def test_a_request_without_a_secret_learns_nothing_and_changes_nothing(db: TestDatabase) -> None:
     """The same answer, whether the agency is unknown, has no secret, or has another one; and whatever is sent."""
     carrier, without = Carrier(db, db.agency()), db.agency("Without")
     before = db.state()
@@ -193,7 +193,7 @@ def test_the_time_of_a_refusal_does_not_tell_whether_there_is_such_an_agency(db:
     assert made == [1, 1]
 
 
-# What is stored
+# Storage
 
 
 def test_a_delivery_that_is_repeated_is_stored_once_and_answered_alike(db: TestDatabase) -> None:
@@ -316,7 +316,7 @@ def test_owners_and_admins_rotate_the_secret_of_their_own_agency(db: TestDatabas
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated", "service_role", "lastcall_admin"])
-def test_nobody_reads_secrets(db: TestDatabase, role: str) -> None:
+def test_no_role_reads_secrets(db: TestDatabase, role: str) -> None:
     for privilege in ("select", "insert", "update", "delete"):
         assert not db.value("select has_table_privilege(%s, 'private.webhook_secrets', %s)", role, privilege)
         if privilege == "select":

@@ -81,7 +81,7 @@ def test_a_batch_that_somebody_holds_keeps_nobody_from_asking(db: TestDatabase) 
 
 @pytest.mark.own_database
 @pytest.mark.parametrize("procedure", ["list_open_calls", "list_calls_to_end"])
-def test_what_is_read_is_the_open_calls_alone(db: TestDatabase, procedure: str) -> None:
+def test_only_the_open_calls_are_read(db: TestDatabase, procedure: str) -> None:
     batch, calls = db.in_progress(10)
     age(db, 301, calls)
     db.rows("select cancel_batch(%s, end_calls => true)", batch)

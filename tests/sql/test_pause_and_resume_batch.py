@@ -130,7 +130,7 @@ def test_calls_in_progress_finish_while_paused(db: TestDatabase) -> None:
 
 
 @pytest.mark.parametrize("procedure", ["pause_batch", "resume_batch"])
-def test_who_may_not_is_told_so_and_nothing_changes(db: TestDatabase, procedure: str) -> None:
+def test_a_caller_without_the_right_is_refused_and_nothing_changes(db: TestDatabase, procedure: str) -> None:
     agency = db.agency()
     batch = db.batch(agency, status="processing" if procedure == "pause_batch" else "paused")
     refusals = [(db.user(agency, role), batch, "PT403") for role in ("agency_member", "client_admin", "admin")]

@@ -1,4 +1,4 @@
-"""What dialing reads does not grow with the batch, whatever the planner's statistics say of it."""
+"""Dialing reads as many rows of a large batch as of a small one, whatever the planner's statistics say."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_round_of_dialing_reads_a_few_rows_of_a_large_batch(db: TestDatabase, 
             connection.execute("select claim_contacts(1000, 3600, %s)", [batch])  # leases, held by others
         for _ in range(8):
             assert dial(connection, batch) == 10
-        # What was read before counts as read before, whichever connection read it.
+        # Earlier reads are counted before this one, whichever connection they were on.
         flush(db.owner)
         flush(connection)
         before = rows_read(db)

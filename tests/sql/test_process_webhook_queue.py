@@ -1,4 +1,4 @@
-"""What carriers reported is applied by the rules of the core, each event once, whatever way it came."""
+"""Events of carriers are applied by the rules of the core, each event once, whatever way it came."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def without_queue(db: TestDatabase) -> dict[str, Any]:
     return {table: rows for table, rows in state.items() if table != "webhook_queue"}
 
 
-# What events do
+# Effects of events
 
 
 @pytest.mark.parametrize("event_type", ["call.started", "call.joined"])
@@ -244,7 +244,7 @@ def test_an_event_of_a_contact_that_was_skipped_brings_nothing_back(db: TestData
 # Late, twice, out of order
 
 
-def test_of_two_ends_the_first_one_counts(db: TestDatabase) -> None:
+def test_the_first_of_two_ends_counts(db: TestDatabase) -> None:
     carrier, batch, calls = world(db, 2)
     for call in calls:  # in one run, and in two
         carrier.tell(event("call.ended", call))
@@ -256,7 +256,7 @@ def test_of_two_ends_the_first_one_counts(db: TestDatabase) -> None:
     assert db.statuses(batch) == {"completed": 2}
 
 
-def test_of_two_ends_in_one_run_the_one_that_came_first_counts(db: TestDatabase) -> None:
+def test_the_first_of_two_ends_in_one_run_counts(db: TestDatabase) -> None:
     carrier, batch, (call,) = world(db)
     carrier.tell(event("call.ended", call))
     db.rows("update webhook_queue set event_id = 'first'")
@@ -266,7 +266,7 @@ def test_of_two_ends_in_one_run_the_one_that_came_first_counts(db: TestDatabase)
     assert db.statuses(batch) == {"completed": 1}
 
 
-def test_what_comes_after_the_end_is_ignored(db: TestDatabase) -> None:
+def test_an_event_after_the_end_is_ignored(db: TestDatabase) -> None:
     carrier, batch, (call,) = world(db)
     carrier.tell(event("call.ended", call))
     process(db)
@@ -348,7 +348,7 @@ def test_any_order_and_repetition_of_the_same_events_gives_the_same_books(db: Te
     ]
 
 
-# What cannot be applied
+# Events that cannot be applied
 
 
 def poison(db: TestDatabase, call: dict[str, Any]) -> None:
@@ -525,7 +525,7 @@ def test_a_run_applies_something_however_long_it_looks_for_calls(db: TestDatabas
     assert process(db) == {"processed": 1, "failed": 0}
 
 
-def test_what_is_done_with_can_be_thrown_away_in_bites(db: TestDatabase) -> None:
+def test_applied_events_can_be_purged_in_portions(db: TestDatabase) -> None:
     carrier, _, calls = world(db, 3)
     carrier.tell(*(event("call.ended", call) for call in calls), event("call.ended", callId="no-call"))
     process_all(db)

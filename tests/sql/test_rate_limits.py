@@ -94,7 +94,7 @@ def test_it_passes_again_when_the_period_is_over_and_what_no_longer_counts_is_de
 
 
 @pytest.mark.parametrize("call", ENDING)
-def test_what_ends_dialing_has_no_limit(db: TestDatabase, call: str) -> None:
+def test_procedures_that_end_dialing_have_no_limit(db: TestDatabase, call: str) -> None:
     user, values = world(db)
     limit(db, 1)
     for procedure in LIMITED:

@@ -1,4 +1,4 @@
-"""What one request reads of a batch's contacts is bounded, and following the cursor misses none."""
+"""One request reads a bounded number of contacts, and following the cursor misses none."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_a_larger_batch_than_can_be_looked_through_is_sorted_by_upload_alone(db:
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "-1", "1.5", "1 ", "9" * 19, "0x1", "1\n", "\u0661"])
-def test_what_is_no_cursor_is_refused(db: TestDatabase, cursor: str) -> None:
+def test_a_value_that_is_no_cursor_is_refused(db: TestDatabase, cursor: str) -> None:
     batch = db.batch(db.agency())
     for call in ("get_batch(%(batch)s, contact_after => %(cursor)s)", "export_contacts(%(batch)s, %(cursor)s)",
                  "list_batch_events(%(batch)s, after => %(cursor)s)", "list_batches(after => %(cursor)s)"):  # fmt: skip

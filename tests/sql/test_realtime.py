@@ -1,5 +1,5 @@
-"""What Supabase Realtime is told, and who may hear it. Realtime's schema is a stand-in: a table of messages with
-row-level security, `send`, which writes into it, and `topic`, which says what channel a client asks for."""
+"""Messages to Supabase Realtime, and the users who may read them. Realtime's schema is a stand-in: a table of messages
+with row-level security, `send`, which writes into it, and `topic`, which says what channel a client asks for."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def moves(db: TestDatabase) -> list[tuple[str | None, str]]:
 
 
 def heard(db: TestDatabase, user: UUID, topic: str) -> list[dict[str, Any]]:
-    """What a user who joins the channel is let read."""
+    """The messages that a user who joins the channel may read."""
     with db.as_user(user) as connection:
         connection.execute("select set_config('realtime.topic', %s, false)", [topic])
         return connection.execute(MESSAGES).fetchall()
@@ -103,7 +103,7 @@ def test_every_change_of_status_is_told(db: TestDatabase) -> None:
     ]
 
 
-def test_what_changes_no_status_is_not_told(db: TestDatabase) -> None:
+def test_a_change_without_a_new_status_is_not_broadcast(db: TestDatabase) -> None:
     db.owner.execute(REALTIME)
     batch = db.batch(db.agency(), status="stopped")
     db.rows("select stop_batch(%s::text)", batch)
@@ -119,7 +119,7 @@ def test_a_repeat_of_a_request_is_not_told_again(db: TestDatabase) -> None:
     assert len(sent(db)) == 1
 
 
-def test_what_is_undone_is_not_told(db: TestDatabase) -> None:
+def test_a_change_that_is_rolled_back_is_not_broadcast(db: TestDatabase) -> None:
     db.owner.execute(REALTIME)
     batch = db.batch(db.agency())
     with db.owner.transaction(force_rollback=True):

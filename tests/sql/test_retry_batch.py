@@ -76,7 +76,7 @@ def test_the_failed_contacts_are_dialed_again_as_a_new_batch_with_the_same_setti
     ]
 
 
-def test_what_one_retry_took_another_one_does_not_take_again(db: TestDatabase) -> None:
+def test_a_second_retry_takes_no_contact_of_the_first(db: TestDatabase) -> None:
     _, _, batch = world(db)
     assert retry(db, batch, outcomes=["busy"])["total_contacts"] == 2
     assert retry(db, batch)["total_contacts"] == 1

@@ -1,4 +1,4 @@
-"""What an operator is told: true, complete, and as cheap with a long history as without."""
+"""The statistics for an operator: true, complete, and as cheap with a long history as without."""
 
 from __future__ import annotations
 

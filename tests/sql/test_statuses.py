@@ -14,7 +14,7 @@ from ..support.database import TestDatabase
 STATUSES = ["pending", "scheduled", "processing", "paused", "stopped", "completed", "failed", "cancelled"]
 NOT_OVER = ["pending", "scheduled", "processing", "paused", "stopped"]
 
-# What the status becomes; where it is not there, the procedure is refused or passes the batch by.
+# The next status; where there is none, the procedure is refused or passes the batch by.
 MOVES = {
     "process_batches()": {"pending": "processing", "scheduled": "processing"},
     "start_batch(%(batch)s::text)": dict.fromkeys(NOT_OVER, "processing"),
@@ -44,7 +44,7 @@ def test_each_procedure_from_each_status(db: TestDatabase, procedure: str, statu
         assert event == {"from_status": status, "to_status": after}
 
 
-# What else is done to a batch, and in which statuses it does something. None of it moves the status.
+# Procedures that leave the status as it is, and the statuses in which they do something.
 LEAVES = {
     "add_contacts(%(batch)s, %(contacts)s)": [s for s in STATUSES if s not in ("completed", "cancelled")],
     "retry_batch(%(batch)s)": STATUSES,
@@ -82,7 +82,7 @@ def world(db: TestDatabase, status: str) -> tuple[UUID, dict[str, Any]]:
 
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("procedure", LEAVES)
-def test_what_leaves_the_status_as_it_is_does_so_from_each(db: TestDatabase, procedure: str, status: str) -> None:
+def test_other_procedures_leave_each_status_as_it_is(db: TestDatabase, procedure: str, status: str) -> None:
     batch, values = world(db, status)
     if procedure == "release_expired_leases()":
         db.rows("update calls set lease_expires_at = now() where status = 'queued'")

@@ -35,7 +35,7 @@ ACCEPTED = {
 
 
 def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """What a command that succeeded says in JSON."""
+    """The JSON of a command that succeeded."""
     assert done.returncode == 0, done.stdout + done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result

@@ -74,7 +74,7 @@ def test_a_token_from_before_its_user_lost_the_role_cancels_nothing(hooked: Test
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated", "service_role"])
-def test_nobody_else_asks_it(hooked: TestDatabase, role: str) -> None:
+def test_no_other_role_calls_it(hooked: TestDatabase, role: str) -> None:
     with hooked.acting(role) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute("select private.custom_access_token_hook('{}')")
 

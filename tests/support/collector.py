@@ -30,7 +30,7 @@ class Span:
 
 
 class Collector:
-    """What was sent."""
+    """The requests that arrived."""
 
     def __init__(self) -> None:
         self.url = ""

@@ -74,7 +74,7 @@ class Service:
         self.url = self.ready.removeprefix("ready ")
 
     def health(self) -> httpx2.Response:
-        """What it answers to GET /health, by no proxy."""
+        """The answer to GET /health, by no proxy."""
         return httpx2.get(f"{self.url}/health", timeout=60, trust_env=False)
 
     def end(self, signal: int) -> int:
@@ -83,7 +83,7 @@ class Service:
         return self.process.wait(60)
 
     def log(self) -> list[dict[str, Any]]:
-        """What it wrote to stderr: JSON lines, and nothing else."""
+        """The lines of stderr: JSON, and nothing else."""
         return [json.loads(line) for line in self._log.read_text().splitlines()]
 
 

@@ -95,7 +95,7 @@ class TestDatabase:
     def as_service(self) -> Any:
         return self.acting("service_role", {"role": "service_role"})
 
-    # What tests start from: the plain inserts that must always work.
+    # Rows that tests start from, by plain inserts, which must always work.
 
     def agency(self, name: str = "Acme") -> UUID:
         agency_id = uuid4()
@@ -141,7 +141,7 @@ class TestDatabase:
         return batch_id
 
     def calling(self, agency_id: UUID) -> dict[str, Any]:
-        """What a batch of the agency is created with: an agent, a campaign, an active number."""
+        """The rows that a batch of the agency needs: an agent, a campaign, an active number."""
         agent, campaign = uuid4(), uuid4()
         self.rows(
             "insert into agent_mappings (agency_id, id, ultravox_agent_id, ultravox_agent_name)"
@@ -174,7 +174,7 @@ class TestDatabase:
                 batch_id,
             )
 
-    # What a dialer does. Calls are given by their ids; the lease of each is the one in the database.
+    # The steps of a dialer. Calls are given by their ids; the lease of each is the one in the database.
 
     def in_progress(self, number: int, **columns: Any) -> tuple[UUID, list[int]]:
         """A batch with so many calls in progress, and their ids."""
@@ -197,7 +197,7 @@ class TestDatabase:
         return lease
 
     def start_calls(self, batch: UUID, calls: list[int], lease: UUID | None = None) -> list[int]:
-        """Those of the calls of one claim that passed. lease: of calls that may be gone."""
+        """The calls of one claim that passed. lease: the claim's, for calls that may be gone."""
         lease = lease or self.lease(calls[0])
         started: list[int] = self.value("select (start_call(%s, %s, %s)).started", batch, calls, lease)
         return started
@@ -214,7 +214,7 @@ class TestDatabase:
         rows = self.rows(f"select call_id from {procedure}(%s, %s) where result = 'changed'", batch, report)
         return [row["call_id"] for row in rows]
 
-    # What tests look at.
+    # Rows that tests look at.
 
     def batch_row(self, batch_id: UUID) -> dict[str, Any]:
         return self.row("select * from call_batches where id = %s", batch_id)
@@ -242,7 +242,7 @@ class TestDatabase:
         )
 
     def unbalanced(self) -> list[dict[str, Any]]:
-        """What is wrong with the books: counters, and leases against queued contacts."""
+        """The faults in the books: counters, and leases against queued contacts."""
         return self.rows("select * from private.check_counters()") + self.rows(
             "select c.batch_id, c.contact_id, 'lease without a queued contact' as counter from calls c"
             " where c.status = 'queued' and not exists (select from campaign_contacts t"

@@ -26,7 +26,7 @@ class Dialer(threading.Thread):
         self.batch_id = batch_id
         self.rounds = 0
         self.starts: list[tuple[float, UUID, int]] = []
-        """Of each start_call: when it was asked for, of which batch, how many calls passed."""
+        """Each start_call: when it was asked for, its batch, how many calls passed."""
         self.enough = threading.Event()
         self.error: Exception | None = None
 

@@ -31,9 +31,9 @@ class Project:
             assert self._script.ask(dict.fromkeys(values)) == "set"
 
     def log(self) -> str:
-        """What all functions logged in this test."""
+        """The log lines of all functions in this test."""
         return self._script.errors()[self._logged_before :]
 
     def begin_log(self) -> None:
-        """What was logged so far was logged by other tests."""
+        """Leave out the log lines so far: they are of other tests."""
         self._logged_before = len(self._script.errors())

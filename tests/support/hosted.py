@@ -25,7 +25,7 @@ OWNER = "project_owner"
 SUPERUSER = "postgres"
 
 _ROLES = (SQL / "local" / "roles.sql").read_bytes()
-# What tables, sequences and functions of a project grant unless they say otherwise.
+# The default privileges of a project's tables, sequences and functions.
 _PROJECT = f"""
 create schema extensions;
 grant usage on schema extensions to anon, authenticated, service_role, {OWNER};

@@ -34,7 +34,7 @@ class SigningKey:
 
     @property
     def jwk(self) -> dict[str, Any]:
-        """What is published of it."""
+        """The public part."""
         public = get_default_algorithms()[self.algorithm].to_jwk(self.private.public_key(), as_dict=True)
         return {**public, "kid": self.kid, "alg": self.algorithm, "use": "sig"}
 

@@ -41,7 +41,7 @@ def operations() -> Iterator[tuple[str, str, Object]]:
 
 
 def resolve(given: Object) -> Object:
-    """What a reference names, with what is said beside it."""
+    """The schema that a reference names, with the keys beside the reference."""
     if "$ref" not in given:
         return given
     found: Object = api()
@@ -70,7 +70,7 @@ def described_responses(path: str | None, method: str) -> list[Object]:
     method = "get" if method == "HEAD" else method.lower()
     if "delete" in item:  # one that runs by any method: the file has those that are usual
         return [item["post"]["responses"]]
-    # What there is no operation for is refused as any operation of the path says.
+    # A method without an operation is refused as any operation of the path says.
     return (
         [item[method]["responses"]]
         if method in item
@@ -79,7 +79,7 @@ def described_responses(path: str | None, method: str) -> list[Object]:
 
 
 def wrong_with(path: str | None, method: str, status: int, headers: Headers, body: bytes) -> list[str]:
-    """What an answer has that the file does not say, and lacks that it does."""
+    """The differences between an answer and the file."""
     if method == "OPTIONS" and path is not None:
         return [] if (status, body) == (204, b"") else ["a preflight is answered 204, and has no body"]
     for responses in described_responses(path, method):
@@ -148,7 +148,7 @@ def _closed(schema: Any) -> Any:
 
 
 def validator(schema: Object) -> jsonschema_rs.Validator:
-    """Of a schema of the file, as the file has it."""
+    """The validator of a schema of the file, as the file has it."""
     return jsonschema_rs.Draft202012Validator(
         {**schema, "components": {"schemas": api()["components"]["schemas"]}}, validate_formats=True
     )
@@ -158,7 +158,7 @@ class CheckedContext(RequestContext):
     """The app's outermost layer, which looks at every answer as it leaves."""
 
     wrong: list[str] = []  # noqa: RUF012  # of all apps: a test asks for what its own ones answered
-    """What answers had that the file does not say, since a test last looked."""
+    """The differences between answers and the file since a test last looked."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -139,7 +139,7 @@ def _call(
             raise LookupError
         hoisted = {name: value for name, value in _settings(function["proconfig"]).items() if name in HOISTED}
         settings = _role_settings(connection, role) | hoisted
-        # What the database has as its default does not count.
+        # The default of the database does not count.
         isolation = settings.pop("default_transaction_isolation", "read committed")
         connection.isolation_level = _ISOLATION.get(isolation, IsolationLevel.READ_COMMITTED)
         with connection.transaction():
@@ -167,7 +167,7 @@ def _settings(config: list[str] | None) -> dict[str, str]:
 
 
 def _role_settings(connection: psycopg.Connection[dict[str, Any]], role: str) -> dict[str, str]:
-    """Those of a role that may be impersonated, as far as anybody may set them."""
+    """The settings of a role that may be impersonated, as far as anybody may set them."""
     found = connection.execute(
         "select r.rolconfig from pg_auth_members m join pg_roles r on r.oid = m.roleid"
         " where m.member = current_user::regrole and r.rolname = %s",

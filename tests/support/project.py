@@ -1,7 +1,7 @@
 """A stand-in for a Supabase project: the functions under the names of their forwarders, PostgREST's stand-in, and one
 for Auth (GoTrue).
 
-Of Auth it does what its documentation says of two addresses: POST /auth/v1/token, with grant_type password (one
+It has two addresses of Auth, as its documentation describes them: POST /auth/v1/token, with grant_type password (one
 agreed password for every user) or refresh_token (each counts once), answers a session with a signed token; POST
 /auth/v1/logout ends one. It is not GoTrue: no sign-up, no rate limits, nothing kept but in memory.
 """

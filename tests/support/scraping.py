@@ -1,4 +1,4 @@
-"""What a service tells Prometheus, as Prometheus reads it."""
+"""The metrics of a service, as Prometheus reads them."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def serving(app: ASGIApp) -> Iterator[tuple[str, int]]:
 
 
 class Log:
-    """What was logged, by every logger."""
+    """The lines of every logger."""
 
     def __init__(self, stream: io.StringIO) -> None:
         self._stream = stream

@@ -16,7 +16,7 @@ from .postgrest import PUBLISHABLE_KEY
 
 @dataclass
 class Outcome:
-    """What invoke gave. shown: what the app shows its user of an error."""
+    """The result of invoke. shown: the text of an error that the app shows to its user."""
 
     data: Any = None
     shown: str | None = None

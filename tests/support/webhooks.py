@@ -65,7 +65,7 @@ def signed_ultravox(secret: str, body: str, *, age: float = 0) -> dict[str, str]
 
 
 class Carrier:
-    """Who calls for an agency, and reports."""
+    """A carrier that calls for an agency, and reports."""
 
     def __init__(self, db: TestDatabase, agency: UUID) -> None:
         self.db = db

@@ -1,7 +1,7 @@
 // Ends dialing when the app is out of reach: calls the same procedure by the
 // project's own PostgREST, with the user's token, and answers as the app does.
 
-/** What an ending function needs of its request, and what it answers. */
+/** The fields that an ending function needs of its request, and its answer. */
 export interface Ending {
   /** The procedure, in the schema public. */
   procedure: string;
@@ -266,7 +266,7 @@ async function call(
   throw refusal(ending, answer.status, found);
 }
 
-/** What PostgREST's error is as the app's. */
+/** PostgREST's error, as the app's. */
 function refusal(ending: Ending, status: number, error: Row): Refusal {
   const sqlstate = String(error.code ?? "");
   if (sqlstate.startsWith("PT")) {

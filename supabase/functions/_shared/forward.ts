@@ -38,7 +38,7 @@ const HOP_BY_HOP = [
   "upgrade",
 ];
 
-/** On what was forwarded. What comes back with it goes round in a circle. */
+/** The header of a forwarded request. A request that arrives with it goes round in a circle. */
 const FORWARDED = "x-lastcall-forwarded";
 
 /** As the app has it. */
@@ -54,7 +54,7 @@ const ENDING_TIMEOUT_S = 20;
 /** As in the app: an ending has a small body. */
 const MAX_ENDING_BYTES = 65_536;
 
-/** What is special about a function. */
+/** The differences of one function from the others. */
 interface Options {
   /** Where the app has the function. */
   path?: string;
@@ -254,7 +254,7 @@ async function pass(
   });
 }
 
-/** What to do after an error that does not tell whether it was done. */
+/** The advice after an error that leaves the outcome open. */
 function next(request: Request): string {
   return ["GET", "HEAD", "OPTIONS"].includes(request.method)
     ? "; try again"

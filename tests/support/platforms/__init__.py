@@ -104,7 +104,7 @@ def vercel(settings: dict[str, str], log: Path) -> Iterator[str]:
 
 
 def _messages(told: socket.socket) -> Iterator[dict[str, Any]]:
-    """What the runtime tells Vercel, until it ends."""
+    """The messages of the runtime to Vercel, until it ends."""
     rest = b""
     while data := told.recv(65_536):
         *whole, rest = (rest + data).split(b"\0")
