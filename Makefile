@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 .PHONY: help install demo serve test test-long test-random-order test-matrix test-pgbouncer test-containers \
   test-supabase test-vercel \
-  test-container-image soak fuzz prove lint lint-sql bench migration package forwarders
+  test-container-image soak fuzz prove lint lint-sql bench migration documents package forwarders
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -27,8 +27,8 @@ install: $(VENV)/.installed  ## create .venv with everything in it
 demo: install  ## pause, cancel and stop batches in mid-flight, and prove it
 	$(BIN)/lastcall demo
 
-serve: install  ## the functions on http://127.0.0.1:8787, with an embedded PostgreSQL
-	$(BIN)/lastcall serve
+serve: install  ## the functions on http://127.0.0.1:8787, with an embedded PostgreSQL and a sample to try
+	$(BIN)/lastcall serve --sample
 
 test: install  ## the tests, on a PostgreSQL 18 of their own, without the long ones
 	$(PYTEST) -m 'not long'
@@ -92,13 +92,16 @@ lint-sql: install  ## plpgsql_check over every procedure, on Debian's PostgreSQL
 	$(BIN)/python -m tests.lint_sql
 	$(BIN)/squawk supabase/migrations/*.sql
 
-bench: install  ## the benchmarks of the README
+bench: install  ## the benchmarks
 	$(BIN)/python -m tests.benchmarks
 
 migration: install  ## write what changed in sql/ as a migration: make migration name=...
 	$(if $(name),,$(error say what it does: make migration name=...))
 	$(BIN)/python -c 'import sys; from functions.migrations import create_migration; \
 	  print(create_migration(sys.argv[1]) or "nothing changed in sql/")' $(name)
+
+documents: install  ## write the table of functions into functions/README.md
+	$(BIN)/python -m tests.support.function_table
 
 package: install  ## what a platform is given, into dist/: make package platform=lambda, azure or google
 	$(if $(filter lambda azure google,$(platform)),,$(error say for which one: make package platform=lambda, azure or google))

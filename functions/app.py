@@ -42,6 +42,7 @@ from .list_user_batches import list_user_batches
 from .observability import Watch
 from .openapi import openapi
 from .process_webhook_queue import process_webhook_queue
+from .root import root
 from .start_calling import start_calling
 from .stop_calling import stop_calling
 from .webhook_ingest import webhook_ingest
@@ -70,6 +71,7 @@ _EDGE_FUNCTIONS = {
     "webhook-ingest/{agency_id}/{webhook_secret:path}": webhook_ingest,  # base64, hence with slashes
 }
 ROUTES = [
+    Route("/", root),
     *(Route(f"/functions/v1/{name}", function) for name, function in _EDGE_FUNCTIONS.items()),
     *(Route(f"/{name}", function) for name, function in _EDGE_FUNCTIONS.items()),
     Route("/api/call/start-calling", start_calling),

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -52,7 +52,24 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve the functions at HOST and PORT (127.0.0.1:8787). Without DATABASE_URL and "
         "SUPABASE_URL, on an embedded PostgreSQL under .lastcall/. Prints 'ready http://...' when it answers.",
     )
+    serve.add_argument(
+        "--sample",
+        action="store_true",
+        help="offer a sample agency with a batch, made anew at each start, and print a token and commands to try; "
+        "on the embedded PostgreSQL",
+    )
     serve.set_defaults(run=_serve)
+
+    psql = commands.add_parser(
+        "psql",
+        help="open psql on the embedded PostgreSQL",
+        description="Open psql on the embedded PostgreSQL under .lastcall/, which 'lastcall serve' in the same folder "
+        "may use at the same time. All arguments are psql's.",
+        prefix_chars="\0",  # its options are psql's
+        add_help=False,
+    )
+    psql.add_argument("arguments", nargs=argparse.REMAINDER)
+    psql.set_defaults(run=_psql)
 
     migrate = commands.add_parser(
         "migrate",
@@ -333,22 +350,52 @@ def _operator(options: argparse.Namespace) -> int:
     return run(options)
 
 
-def _serve(_options: argparse.Namespace) -> int:
+def _serve(options: argparse.Namespace) -> int:
     from ._shared.log import configure_logging
     from .server import serve
 
     env = dict(os.environ)
+    is_embedded = not env.get("DATABASE_URL") and not env.get("SUPABASE_URL")
+    if options.sample and not is_embedded:
+        raise CommandError("--sample is for the embedded PostgreSQL: unset DATABASE_URL and SUPABASE_URL")
     listening = _listen(env)
     # As an exception, like SIGINT: what was started is stopped again.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    greeting = None
     with contextlib.ExitStack() as started:
-        if not env.get("DATABASE_URL") and not env.get("SUPABASE_URL"):
-            env["DATABASE_URL"] = _start_postgres(started)
+        if is_embedded:
+            server = _start_postgres(started)
+            env["DATABASE_URL"] = server.uri(user="lastcall_functions")
             env["SUPABASE_JWT_SECRET"] = env.get("SUPABASE_JWT_SECRET") or kept_secret()
+            if options.sample:
+                greeting = _sample(server, env)
         settings = _settings(env)
         configure_logging()
-        serve(settings, listening)
+        serve(settings, listening, greeting)
     return 0
+
+
+def _sample(server: PostgresServer, env: Mapping[str, str]) -> Callable[[str], str]:
+    import psycopg
+
+    from .sample import OWNER, TOKEN_LASTS_S, commands, load_sample
+
+    try:
+        load_sample(server.uri())
+    except psycopg.Error as error:
+        raise CommandError(f"no sample: {error}") from None
+    token = make_token(env["SUPABASE_JWT_SECRET"], user=OWNER, expires_in=TOKEN_LASTS_S, env=env)
+    return lambda url: commands(url, token)
+
+
+def _psql(options: argparse.Namespace) -> int:
+    import subprocess
+
+    with contextlib.ExitStack() as started:
+        server = _start_postgres(started)
+        # Ctrl-C is psql's: it ends the statement, not psql.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return subprocess.call([server.bin_folder / "psql", server.uri(), *options.arguments])
 
 
 def _process(options: argparse.Namespace) -> int:
@@ -365,7 +412,7 @@ def _process(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as started:
         if not env.get("DATABASE_URL") and not env.get("SUPABASE_URL"):
-            env["DATABASE_URL"] = _start_postgres(started)
+            env["DATABASE_URL"] = _start_postgres(started).uri(user="lastcall_functions")
         settings = _settings(env, serving=False)
         configure_logging()
         if not options.loop:
@@ -376,8 +423,8 @@ def _process(options: argparse.Namespace) -> int:
             raise CommandError(str(error)) from None
 
 
-def _start_postgres(started: contextlib.ExitStack) -> str:
-    """Start the embedded PostgreSQL, or join it; its URL for the functions. The stack leaves it."""
+def _start_postgres(started: contextlib.ExitStack) -> PostgresServer:
+    """Start the embedded PostgreSQL, or join it. The stack leaves it."""
     from .postgres_server import PostgresServerError, embedded_postgres
 
     try:
@@ -386,7 +433,7 @@ def _start_postgres(started: contextlib.ExitStack) -> str:
         raise CommandError(str(error)) from None
     started.callback(server.stop)
     _start(server)
-    return server.uri(user="lastcall_functions")
+    return server
 
 
 def _start(server: PostgresServer) -> None:

@@ -25,6 +25,7 @@ _PACKAGED = Path(__file__).parent / "_core"
 SQL = _ROOT / "sql"
 _FUNCTIONS_ROLE = "functions_role.sql"
 MIGRATIONS = _ROOT / "supabase" / "migrations"
+_SEED = _ROOT / "supabase" / "seed.sql"
 
 # Any two migrations of one database: the second waits.
 _LOCK_KEY = 0x6C617374  # "last"
@@ -136,13 +137,18 @@ def create_migration(name: str) -> Path | None:
     return path
 
 
+def sample_statements() -> bytes:
+    """The statements that insert the sample agency."""
+    return _core("seed.sql", _SEED).read_bytes()
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.strip().encode()).hexdigest()
 
 
 def _core(packaged: str, source: Path) -> Path:
     """In a wheel the files are within the package; in a checkout they are where they are made."""
-    return source if source.is_dir() else _PACKAGED / packaged
+    return source if source.exists() else _PACKAGED / packaged
 
 
 def _is_supabase(connection: psycopg.Connection) -> bool:

@@ -84,6 +84,43 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 # The embedded default.
 
 
+def sample_commands(service: Service) -> list[str]:
+    """The lines to paste that the sample prints."""
+    assert service.process.stdout is not None
+    lines = itertools.takewhile(lambda line: not line.startswith("lastcall psql"), service.process.stdout)
+    export, *others = [line.strip() for line in lines if line.startswith(("export", "lastcall", "curl"))]
+    return [export, *others, "lastcall psql -c 'table v_call_batch_summary' --csv"]
+
+
+def test_the_sample_is_made_anew_and_its_printed_commands_work_when_pasted(home: Path) -> None:
+    for _ in range(2):
+        with serve(home, options=("--sample",)) as service:
+            script = "\n".join(["set -e", *sample_commands(service)])
+            done = subprocess.run(
+                ["bash", "-c", script],
+                cwd=home,
+                env=environment(PATH=f"{Path(LASTCALL).parent}:{os.environ['PATH']}"),
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        assert done.returncode == 0, done.stderr
+        assert "Spring offer" in done.stdout
+        assert '"contacts_skipped":500' in done.stdout
+        assert re.search("Spring offer.*cancelled", done.stdout.splitlines()[-1])
+
+
+def test_a_sample_of_another_database_is_refused(own_folder: Path) -> None:
+    done = lastcall("serve", "--sample", folder=own_folder, DATABASE_URL="postgresql://nowhere/db")
+    assert "--sample is for the embedded PostgreSQL" in refused(done)
+
+
+def test_psql_takes_all_of_psqls_options_and_gives_its_exit_status(home: Path) -> None:
+    done = lastcall("psql", "-X", "-A", "-t", "-c", "select current_user", folder=home)
+    assert (done.returncode, done.stdout) == (0, "postgres\n")
+    assert lastcall("psql", "-c", "select nothing", folder=home).returncode == 1
+
+
 def test_without_any_settings_it_serves_on_a_postgres_of_its_own(home: Path) -> None:
     with serve(home) as service:
         assert re.fullmatch(r"ready http://127\.0\.0\.1:\d+", service.ready)

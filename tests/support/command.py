@@ -93,6 +93,7 @@ def serve(
     settings: dict[str, str] | None = None,
     command: list[str] | None = None,
     user: int | None = None,
+    options: tuple[str, ...] = (),
 ) -> Iterator[Service]:
     """`lastcall serve` in `folder`, on a free port, until the end of the block. A slow machine is given a minute for
     each connection to the database."""
@@ -100,7 +101,7 @@ def serve(
     with (
         log.open("w") as stderr,
         subprocess.Popen(
-            [*(command or [LASTCALL]), "serve"],
+            [*(command or [LASTCALL]), "serve", *options],
             cwd=folder,
             env=environment(**{"PORT": "0", "LASTCALL_POOL_TIMEOUT_MS": "60000", **(settings or {})}),
             stdout=subprocess.PIPE,
