@@ -66,7 +66,7 @@ def nowhere() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def supabase_js(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Script]:
-    """supabase-js, with what the README says about its errors."""
+    """supabase-js, with the function of supabase/README.md that shows its errors."""
     script = str(FORWARDERS / "supabase_js.ts")
     fetched = subprocess.run(
         [DENO, "cache", CONFIG, "--frozen", script], env=environment(), capture_output=True, text=True
@@ -74,7 +74,7 @@ def supabase_js(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Script]:
     if fetched.returncode:
         why = next(line for line in fetched.stderr.splitlines() if line.startswith("error"))
         pytest.skip(f"needs supabase-js, which npm's registry has not given: {why}")
-    snippets = re.findall(r"```js\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    snippets = re.findall(r"```js\n(.*?)```", (ROOT / "supabase" / "README.md").read_text(), re.DOTALL)
     (snippet,) = [snippet for snippet in snippets if "FunctionsHttpError" in snippet]
     module: Path = tmp_path_factory.mktemp("readme") / "snippet.js"
     module.write_text(snippet)

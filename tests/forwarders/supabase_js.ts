@@ -1,6 +1,6 @@
 // An app with supabase-js, driven by lines of JSON on stdin: each is a call of
 // supabase.functions.invoke, whose outcome is printed as a line of JSON.
-// The argument is the module with the function of the README, which says what the
+// The argument is the module with the function of supabase/README.md, which says what the
 // app shows of an error.
 
 import { createClient, FunctionsHttpError } from "@supabase/supabase-js";
