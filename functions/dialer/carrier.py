@@ -64,14 +64,14 @@ class OpenCall(msgspec.Struct, frozen=True, kw_only=True):
     """Whether somebody asked for its end."""
 
 
-class GoingOn(msgspec.Struct, frozen=True):
+class InProgress(msgspec.Struct, frozen=True):
     """The carrier has the call, and will tell its end. carrier_queued: it has not dialed it yet."""
 
     carrier_call_id: str
     carrier_queued: bool = False
 
 
-class Ended(msgspec.Struct, frozen=True, kw_only=True):
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """The call is over."""
 
     status: Literal["completed", "failed"]
@@ -115,22 +115,22 @@ class CallUnclearError(Exception):
 class Carrier(Protocol):
     """Places calls. The carrier is told id and lease of each call, and finds and reports it by both."""
 
-    async def place(self, call: Call, place_by: PlaceBy) -> GoingOn | Ended:
+    async def place(self, call: Call, place_by: PlaceBy) -> InProgress | Finished:
         """Place a call. The module checks place_by as late as it can: when the request is about to be written.
         Raises CallLateError, CallRefusedError, BatchRefusedError, AccountRefusedError and CarrierUnavailableError:
         surely not placed; CallUnclearError."""
 
-    async def find(self, call: OpenCall) -> GoingOn | Ended | None:
+    async def find(self, call: OpenCall) -> InProgress | Finished | None:
         """Return the carrier's knowledge of a call; None: the carrier has no such call. Raises AccountRefusedError,
         CarrierUnavailableError and CallUnclearError: it does not say; CallRefusedError: it will not."""
 
-    async def withdraw(self, call: OpenCall) -> GoingOn | Ended | None:
+    async def withdraw(self, call: OpenCall) -> InProgress | Finished | None:
         """Take a call out of the carrier's queue; a call that was dialed goes on. Returns what the carrier knows then:
-        Ended, with outcome withdrawn, if it was never dialed; None: it has no such call. Raises as find does."""
+        Finished, with outcome withdrawn, if it was never dialed; None: it has no such call. Raises as find does."""
 
-    async def hang_up(self, call: OpenCall) -> GoingOn | Ended | None:
+    async def hang_up(self, call: OpenCall) -> InProgress | Finished | None:
         """End a call, whatever it does; one that was never dialed is withdrawn. Returns what the carrier knows then:
-        GoingOn: it will tell the end. Raises as find does."""
+        InProgress: it will tell the end. Raises as find does."""
 
     async def aclose(self) -> None:
         """Let the connections go."""

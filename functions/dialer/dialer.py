@@ -31,8 +31,8 @@ from .carrier import (
     CallUnclearError,
     Carrier,
     CarrierUnavailableError,
-    Ended,
-    GoingOn,
+    Finished,
+    InProgress,
     OpenCall,
 )
 from .lanes import GATHER_S, Connections, Record, Recorder, retry_after_s
@@ -275,7 +275,7 @@ class Dialer:
                 self._window = min(2 * self._window, self._settings.dial_concurrency)
                 self._record_answer(call, answer)
 
-    async def _request(self, call: Call, place_by: PlaceBy) -> GoingOn | Ended:
+    async def _request(self, call: Call, place_by: PlaceBy) -> InProgress | Finished:
         """Ask the carrier to place a call, for request_limit_s at most. A carrier's own timeouts are each for a part of
         a request, so that all of them together have no end."""
         try:
@@ -317,8 +317,8 @@ class Dialer:
         named = {"call_id": call.call_id, "lease": call.lease and str(call.lease), **result}
         self._recorder.add(str(call.batch_id), Record(procedure, named, current_operation()))
 
-    def _record_answer(self, call: Call | OpenCall, answer: GoingOn | Ended) -> None:
-        procedure = "confirm_call" if isinstance(answer, GoingOn) else "finish_call"
+    def _record_answer(self, call: Call | OpenCall, answer: InProgress | Finished) -> None:
+        procedure = "confirm_call" if isinstance(answer, InProgress) else "finish_call"
         self._record(procedure, call, msgspec.structs.asdict(answer))
 
     def _record_failure(
@@ -415,7 +415,9 @@ class Dialer:
                 level("the carrier tells nothing of a call", extra={"fields": fields})
             else:
                 operation.outcome = _carrier_outcome(found)
-                known = GoingOn(call.carrier_call_id, call.carrier_queued) if call.carrier_call_id is not None else None
+                known = (
+                    InProgress(call.carrier_call_id, call.carrier_queued) if call.carrier_call_id is not None else None
+                )
                 if found == known and found is not None and call.status == "in_progress":
                     return
                 if found is not None:
@@ -485,7 +487,7 @@ def _read_open_calls(rows: list[dict[str, Any]]) -> Iterator[OpenCall]:
             logger.warning("open call cannot be read", extra={"fields": fields})
 
 
-def _carrier_outcome(answer: GoingOn | Ended | None) -> str:
+def _carrier_outcome(answer: InProgress | Finished | None) -> str:
     if answer is None:
         return "missing"
-    return "taken" if isinstance(answer, GoingOn) else "ended"
+    return "taken" if isinstance(answer, InProgress) else "ended"

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from .._shared.settings import Settings
-from .carrier import AccountRefusedError, Call, CarrierHttp, Ended, GoingOn, OpenCall, read
+from .carrier import AccountRefusedError, Call, CarrierHttp, Finished, InProgress, OpenCall, read
 from .place_by import PlaceBy
 
 
@@ -28,7 +28,7 @@ class Simulator:
     def __init__(self, settings: Settings) -> None:
         self._http = CarrierHttp(settings.carrier_url or "", settings, proxies=False)
 
-    async def place(self, call: Call, place_by: PlaceBy) -> GoingOn | Ended:
+    async def place(self, call: Call, place_by: PlaceBy) -> InProgress | Finished:
         body = {
             "batch_id": str(call.batch_id),
             "call_id": call.call_id,
@@ -41,20 +41,20 @@ class Simulator:
             raise AccountRefusedError("there is no simulated carrier at this address")
         return _state(read(response, _State))
 
-    async def find(self, call: OpenCall) -> GoingOn | Ended | None:
+    async def find(self, call: OpenCall) -> InProgress | Finished | None:
         return await self._ask("GET", call)
 
-    async def _ask(self, method: str, call: OpenCall, how: str = "") -> GoingOn | Ended | None:
+    async def _ask(self, method: str, call: OpenCall, how: str = "") -> InProgress | Finished | None:
         response = await self._http.send(method, f"/calls/{call.batch_id}/{call.call_id}/{call.lease}{how}")
         if response.status_code != 404:
             return _state(read(response, _State))
         read(response, _NoSuchCall)  # another server's 404 tells nothing of the call
         return None
 
-    async def withdraw(self, call: OpenCall) -> GoingOn | Ended | None:
+    async def withdraw(self, call: OpenCall) -> InProgress | Finished | None:
         return await self._ask("POST", call, "/withdraw")
 
-    async def hang_up(self, call: OpenCall) -> GoingOn | Ended | None:
+    async def hang_up(self, call: OpenCall) -> InProgress | Finished | None:
         return await self._ask("POST", call, "/hang_up")
 
     async def aclose(self) -> None:
@@ -65,10 +65,10 @@ def connect(settings: Settings) -> Simulator:
     return Simulator(settings)
 
 
-def _state(state: _State) -> GoingOn | Ended:
+def _state(state: _State) -> InProgress | Finished:
     if state.status in ("queued", "in_progress"):
-        return GoingOn(state.carrier_call_id, carrier_queued=state.status == "queued")
-    return Ended(
+        return InProgress(state.carrier_call_id, carrier_queued=state.status == "queued")
+    return Finished(
         status="completed" if state.status == "completed" else "failed",
         outcome=state.outcome or "answered",
         carrier_call_id=state.carrier_call_id,

@@ -18,8 +18,8 @@ from .carrier import (
     CallRefusedError,
     CallUnclearError,
     CarrierHttp,
-    Ended,
-    GoingOn,
+    Finished,
+    InProgress,
     OpenCall,
     read,
 )
@@ -60,7 +60,7 @@ class Ultravox:
             settings.carrier_url or _URL, settings, headers={"X-API-Key": settings.ultravox_api_key or ""}
         )
 
-    async def place(self, call: Call, place_by: PlaceBy) -> GoingOn:
+    async def place(self, call: Call, place_by: PlaceBy) -> InProgress:
         if call.ultravox_agent_id is None or call.from_number is None:
             raise BatchRefusedError("The batch has no agent or no number to call from")
         if not _AGENT_ID.fullmatch(call.ultravox_agent_id):
@@ -82,9 +82,9 @@ class Ultravox:
             if not _is_of_ultravox(response):
                 raise AccountRefusedError("Ultravox is not at this address")
             raise BatchRefusedError("Ultravox does not know the batch's agent")
-        return GoingOn(read(response, _Created).call_id)
+        return InProgress(read(response, _Created).call_id)
 
-    async def find(self, call: OpenCall) -> GoingOn | Ended | None:
+    async def find(self, call: OpenCall) -> InProgress | Finished | None:
         if call.carrier_call_id is not None:
             response = await self._http.send("GET", f"/api/calls/{quote(call.carrier_call_id, safe='')}")
             if response.status_code == 404:
@@ -104,13 +104,13 @@ class Ultravox:
         # A call in progress comes before an ended one: the call is over only if every one has ended.
         return _state(min(found, key=lambda one: one.ended is not None)) if found else None
 
-    async def withdraw(self, call: OpenCall) -> GoingOn | Ended | None:
+    async def withdraw(self, call: OpenCall) -> InProgress | Finished | None:
         # Ultravox dials a call when it creates it.
         return await self.find(call)
 
-    async def hang_up(self, call: OpenCall) -> GoingOn | Ended | None:
+    async def hang_up(self, call: OpenCall) -> InProgress | Finished | None:
         found = await self.find(call)
-        if isinstance(found, GoingOn):
+        if isinstance(found, InProgress):
             path = f"/api/calls/{quote(found.carrier_call_id, safe='')}/send_data_message"
             try:
                 response = await self._http.send("POST", path, json={"type": "hang_up"})
@@ -158,14 +158,14 @@ def _names_another(found: _Call, call: OpenCall) -> bool:
     return _named(found) not in ({}, _name(call))
 
 
-def _state(call: _Call) -> GoingOn | Ended:
+def _state(call: _Call) -> InProgress | Finished:
     """As private.apply_webhooks reads the same call from its webhook."""
     if call.ended is None:
-        return GoingOn(call.call_id)
+        return InProgress(call.call_id)
     if call.joined is None:
         outcome = "no_answer" if call.end_reason == "unjoined" else call.end_reason or "unknown"
-        return Ended(status="failed", outcome=outcome, carrier_call_id=call.call_id)
-    return Ended(
+        return Finished(status="failed", outcome=outcome, carrier_call_id=call.call_id)
+    return Finished(
         status="completed",
         outcome="answered",
         carrier_call_id=call.call_id,

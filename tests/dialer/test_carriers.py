@@ -23,8 +23,8 @@ from functions.dialer.carrier import (
     CallUnclearError,
     Carrier,
     CarrierUnavailableError,
-    Ended,
-    GoingOn,
+    Finished,
+    InProgress,
     OpenCall,
     connect_carrier,
 )
@@ -74,7 +74,7 @@ class Account:
 
         return asyncio.run(run())
 
-    def about(self, request: str, call: OpenCall, **settings: Any) -> GoingOn | Ended | None:
+    def about(self, request: str, call: OpenCall, **settings: Any) -> InProgress | Finished | None:
         """find, withdraw or hang_up."""
         return self.ask(lambda carrier: getattr(carrier, request)(call), **settings)
 
@@ -97,7 +97,7 @@ class Account:
         """A new call, as the books tell it when the carrier has it."""
         call = self.new_call()
         placed = self.ask(lambda carrier: carrier.place(call, PlaceBy(within_s)))
-        assert isinstance(placed, GoingOn)
+        assert isinstance(placed, InProgress)
         self._let_answer()
         return msgspec.structs.replace(
             an_open_call(call), carrier_call_id=placed.carrier_call_id, carrier_queued=placed.carrier_queued
@@ -156,7 +156,7 @@ def queueing() -> Iterator[Account]:
 def test_a_placed_call_is_found_by_the_carriers_id_and_by_its_own_name(account: Account) -> None:
     call = account.place()
     unconfirmed = msgspec.structs.replace(call, carrier_call_id=None)
-    assert account.about("find", call) == account.about("find", unconfirmed) == GoingOn(call.carrier_call_id or "")
+    assert account.about("find", call) == account.about("find", unconfirmed) == InProgress(call.carrier_call_id or "")
 
 
 @pytest.mark.parametrize("request_name", REQUESTS)
@@ -170,7 +170,7 @@ def test_a_call_of_another_lease_is_another_call(account: Account, request_name:
     call = account.place()
     other = msgspec.structs.replace(call, lease=uuid4(), carrier_call_id=None)
     assert account.about(request_name, other) is None
-    assert isinstance(account.about("find", call), GoingOn)
+    assert isinstance(account.about("find", call), InProgress)
 
 
 def test_a_call_is_not_placed_after_its_place_by_time(account: Account) -> None:
@@ -183,14 +183,14 @@ def test_a_call_is_not_placed_after_its_place_by_time(account: Account) -> None:
 def test_withdraw_lets_a_call_that_was_dialed_go_on(account: Account) -> None:
     call = account.place()
     for _ in range(2):
-        assert account.about("withdraw", call) == GoingOn(call.carrier_call_id or "")
+        assert account.about("withdraw", call) == InProgress(call.carrier_call_id or "")
 
 
 def test_hang_up_ends_a_call_and_a_repeat_changes_nothing(account: Account) -> None:
     call = account.place()
     account.about("hang_up", call)
     ended = account.about("find", call)
-    assert isinstance(ended, Ended)
+    assert isinstance(ended, Finished)
     assert (ended.status, ended.carrier_call_id) == ("completed", call.carrier_call_id)
     for request_name in REQUESTS:
         assert account.about(request_name, call) == ended
@@ -199,20 +199,20 @@ def test_hang_up_ends_a_call_and_a_repeat_changes_nothing(account: Account) -> N
 def test_a_call_that_is_hung_up_leaves_the_others_alone(account: Account) -> None:
     first, second = account.place(), account.place()
     account.about("hang_up", first)
-    assert account.about("find", second) == GoingOn(second.carrier_call_id or "", second.carrier_queued)
+    assert account.about("find", second) == InProgress(second.carrier_call_id or "", second.carrier_queued)
 
 
 def test_a_queued_call_is_told_as_queued(queueing: Account) -> None:
     call = queueing.place()
     assert call.carrier_queued
-    assert queueing.about("find", call) == GoingOn(call.carrier_call_id or "", carrier_queued=True)
+    assert queueing.about("find", call) == InProgress(call.carrier_call_id or "", carrier_queued=True)
 
 
 @pytest.mark.parametrize("request_name", ["withdraw", "hang_up"])
 def test_a_queued_call_is_withdrawn_and_never_dialed(queueing: Account, request_name: str) -> None:
     call = queueing.place()
     withdrawn = queueing.about(request_name, call)
-    assert isinstance(withdrawn, Ended)
+    assert isinstance(withdrawn, Finished)
     assert (withdrawn.status, withdrawn.outcome) == ("failed", "withdrawn")
     assert queueing.about("find", call) == queueing.about(request_name, call) == withdrawn
 
@@ -238,7 +238,7 @@ def test_a_refused_request_about_a_call_changes_nothing(account: Account, reques
         with pytest.raises(meaning):
             account.about(request_name, call)
     account.front.answers = None
-    assert isinstance(account.about("find", call), GoingOn)
+    assert isinstance(account.about("find", call), InProgress)
 
 
 def test_a_refused_call_is_not_placed(account: Account) -> None:

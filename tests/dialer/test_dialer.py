@@ -19,8 +19,8 @@ from functions.dialer.carrier import (
     CallRefusedError,
     CallUnclearError,
     CarrierUnavailableError,
-    Ended,
-    GoingOn,
+    Finished,
+    InProgress,
 )
 from functions.migrations import migrate
 
@@ -41,11 +41,11 @@ def calls(db: TestDatabase, batch: UUID) -> list[dict[str, Any]]:
     )
 
 
-async def lose(_call: Call) -> GoingOn:
+async def lose(_call: Call) -> InProgress:
     raise CallUnclearError("no answer")
 
 
-async def refuse(_call: Call) -> GoingOn:
+async def refuse(_call: Call) -> InProgress:
     raise CallRefusedError("no such number")
 
 
@@ -128,7 +128,7 @@ def test_a_call_that_the_carrier_may_have_is_unknown_and_never_placed_again_by_i
 
 
 def test_an_error_of_the_carriers_module_counts_as_unknown_too(db: TestDatabase) -> None:
-    async def break_down(_call: Call) -> GoingOn:
+    async def break_down(_call: Call) -> InProgress:
         raise KeyError("callId")
 
     batch = a_batch(db, 1)
@@ -143,9 +143,9 @@ def test_the_carriers_state_of_unknown_calls_is_applied(db: TestDatabase) -> Non
     db.rows("update calls set checked_at = null")
     going_on, completed, failed, unheard = (call["id"] for call in calls(db, batch))
     carrier.known = {
-        going_on: GoingOn("c-1"),
-        completed: Ended(status="completed", outcome="answered", carrier_call_id="c-2", duration_seconds=61.4),
-        failed: Ended(status="failed", outcome="no_answer", carrier_call_id="c-3"),
+        going_on: InProgress("c-1"),
+        completed: Finished(status="completed", outcome="answered", carrier_call_id="c-2", duration_seconds=61.4),
+        failed: Finished(status="failed", outcome="no_answer", carrier_call_id="c-3"),
     }
     db.rows("update campaign_contacts set max_attempts = 1")
     dial_once(db, carrier)
@@ -185,7 +185,7 @@ def test_a_call_that_the_carrier_had_and_has_no_more_is_over_and_not_tried_again
 
 
 def test_a_refused_call_is_an_attempt_and_one_that_the_carrier_could_not_take_is_none(db: TestDatabase) -> None:
-    async def be_away(_call: Call) -> GoingOn:
+    async def be_away(_call: Call) -> InProgress:
         raise CarrierUnavailableError("connection refused")
 
     batch = a_batch(db, 1, retry_outcomes=["busy", "carrier_refused"])
@@ -202,7 +202,7 @@ def test_a_refused_call_is_an_attempt_and_one_that_the_carrier_could_not_take_is
 def test_a_call_that_could_not_be_placed_after_its_batch_was_cancelled_is_failed(db: TestDatabase) -> None:
     batch = a_batch(db, 1)
 
-    async def be_cancelled_meanwhile(_call: Call) -> GoingOn:
+    async def be_cancelled_meanwhile(_call: Call) -> InProgress:
         db.rows("select cancel_batch(%s)", batch)
         raise CarrierUnavailableError("connection refused")
 
@@ -214,7 +214,7 @@ def test_a_carrier_that_takes_no_calls_is_left_alone_and_then_tried_with_one(db:
     batch = a_batch(db, 20)
     arrivals: list[float] = []
 
-    async def be_busy_first(call: Call) -> Ended:
+    async def be_busy_first(call: Call) -> Finished:
         arrivals.append(time.monotonic())
         if len(arrivals) <= 20:
             raise CarrierUnavailableError("429", retry_after_s=0.7)
@@ -234,7 +234,7 @@ def test_while_the_carrier_is_away_it_is_tried_less_and_less_often(db: TestDatab
     a_batch(db, 100)
     arrivals: list[float] = []
 
-    async def be_away(_call: Call) -> GoingOn:
+    async def be_away(_call: Call) -> InProgress:
         arrivals.append(time.monotonic())
         raise CarrierUnavailableError("connection refused", retry_after_s=0.1)
 
@@ -252,7 +252,7 @@ def test_no_more_requests_than_allowed_are_under_way_at_a_time(db: TestDatabase)
     batch = a_batch(db, 60)
     under_way = most = 0
 
-    async def answer(call: Call) -> Ended:
+    async def answer(call: Call) -> Finished:
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
@@ -272,7 +272,7 @@ def test_two_dialers_call_each_contact_once(db: TestDatabase) -> None:
     batches = [a_batch(db, 150, max_concurrent=40), a_batch(db, 150)]
     both_dial = asyncio.Event()
 
-    async def complete_when_both_dial(call: Call) -> Ended:
+    async def complete_when_both_dial(call: Call) -> Finished:
         if all(carrier.arrived for carrier in carriers):
             both_dial.set()
         await both_dial.wait()
@@ -348,10 +348,10 @@ def test_a_contact_is_claimed_when_it_becomes_due(db: TestDatabase) -> None:
     batch = a_batch(db, 1, retry_delay_seconds=1)
     arrivals: list[float] = []
 
-    async def be_busy_once(call: Call) -> Ended:
+    async def be_busy_once(call: Call) -> Finished:
         arrivals.append(time.monotonic())
         if len(arrivals) == 1:
-            return Ended(status="failed", outcome="busy", carrier_call_id="c")
+            return Finished(status="failed", outcome="busy", carrier_call_id="c")
         return await complete(call)
 
     async def run() -> None:
@@ -366,7 +366,7 @@ def test_a_stop_claims_nothing_more_and_lets_what_is_in_flight_finish_and_be_rec
     batch = a_batch(db, 10)
     answers = asyncio.Event()
 
-    async def answer_late(call: Call) -> Ended:
+    async def answer_late(call: Call) -> Finished:
         await answers.wait()
         return await complete(call)
 
@@ -407,7 +407,7 @@ def test_a_request_that_takes_too_long_is_given_up_before_its_call_is_placed_aga
     reached: list[int] = []
     goes_through = asyncio.Event()
 
-    async def be_slow_once(call: Call) -> Ended:
+    async def be_slow_once(call: Call) -> Finished:
         asked.append(call)
         if len(asked) == 1:
             await goes_through.wait()
@@ -428,7 +428,7 @@ def test_a_request_that_takes_too_long_is_given_up_before_its_call_is_placed_aga
 def test_results_of_a_batch_that_was_deleted_meanwhile_hold_up_nothing(db: TestDatabase) -> None:
     batch, other = a_batch(db, 1), a_batch(db, 1)
 
-    async def be_deleted(call: Call) -> Ended:
+    async def be_deleted(call: Call) -> Finished:
         if call.batch_id == batch:
             db.rows("delete from call_batches where id = %s", batch)
         return await complete(call)
@@ -448,7 +448,7 @@ def test_it_goes_on_after_the_database_was_away(own_folder: Path) -> None:
         db = TestDatabase(server.uri(), server.uri(user="lastcall_functions"))
         batch = a_batch(db, 120, max_concurrent=20)
 
-        async def take_a_moment(call: Call) -> Ended:
+        async def take_a_moment(call: Call) -> Finished:
             await asyncio.sleep(0.05)
             return await complete(call)
 

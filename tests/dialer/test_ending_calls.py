@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from functions.dialer.carrier import CarrierUnavailableError, Ended, GoingOn, OpenCall, connect_carrier
+from functions.dialer.carrier import CarrierUnavailableError, Finished, InProgress, OpenCall, connect_carrier
 
 from ..support.database import TestDatabase
 from ..support.dialing import ScriptedCarrier, dial_once, dial_settings, dialing, until
@@ -103,7 +103,7 @@ def test_a_bounded_run_ends_calls_too(db: TestDatabase) -> None:
     db.confirm_calls(batch, calls, "c-1")
     db.rows("select cancel_batch(%s, end_calls => true)", batch)
     carrier = ScriptedCarrier()
-    carrier.known = {call: Ended(status="completed", outcome="answered", carrier_call_id="c-1") for call in calls}
+    carrier.known = {call: Finished(status="completed", outcome="answered", carrier_call_id="c-1") for call in calls}
     dial_once(db, carrier)
     assert sorted(carrier.told_to_end) == [("hang_up", call) for call in calls]
     assert db.rows("select distinct outcome from calls") == [{"outcome": "hung_up"}]
@@ -114,7 +114,7 @@ def test_a_queued_call_that_was_dialed_meanwhile_goes_on_and_is_not_withdrawn_ag
     db.rows("select confirm_call(%s, %s)", batch, db.named([call], carrier_call_id="c-1", carrier_queued=True))
     db.rows("select cancel_batch(%s)", batch)
     carrier = ScriptedCarrier()
-    carrier.known = {call: GoingOn("c-1")}
+    carrier.known = {call: InProgress("c-1")}
     dial_once(db, carrier)
     db.rows("update calls set end_asked_at = end_asked_at - interval '5 seconds'")
     dial_once(db, carrier)
@@ -128,7 +128,7 @@ def test_a_queued_call_that_was_dialed_meanwhile_goes_on_and_is_not_withdrawn_ag
 class Away(ScriptedCarrier):
     """A carrier that is away when it is first told to end a call."""
 
-    async def hang_up(self, call: OpenCall) -> GoingOn | Ended | None:
+    async def hang_up(self, call: OpenCall) -> InProgress | Finished | None:
         found = await super().hang_up(call)
         if len(self.told_to_end) == 1:
             raise CarrierUnavailableError("away")
@@ -138,7 +138,7 @@ class Away(ScriptedCarrier):
 class Failing(ScriptedCarrier):
     """A carrier whose module fails when it is first told to end a call."""
 
-    async def hang_up(self, call: OpenCall) -> GoingOn | Ended | None:
+    async def hang_up(self, call: OpenCall) -> InProgress | Finished | None:
         found = await super().hang_up(call)
         if len(self.told_to_end) == 1:
             raise RuntimeError("a mistake")
@@ -150,7 +150,7 @@ def test_a_carrier_that_did_not_hang_up_is_told_again(db: TestDatabase, carrier_
     batch, (call,) = db.in_progress(1)
     db.rows("select cancel_batch(%s, end_calls => true)", batch)
     carrier = carrier_type()
-    carrier.known = {call: Ended(status="completed", outcome="answered", carrier_call_id="c-1")}
+    carrier.known = {call: Finished(status="completed", outcome="answered", carrier_call_id="c-1")}
     dial_once(db, carrier)
     assert db.batch_row(batch)["in_progress"] == 1
     db.rows("update calls set end_asked_at = end_asked_at - interval '5 seconds'")

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from functions.dialer.carrier import Call, Ended, GoingOn
+from functions.dialer.carrier import Call, Finished, InProgress
 
 from ..support.database import TestDatabase
 from ..support.dialing import ScriptedCarrier, complete, dialing, take, until
@@ -34,7 +34,7 @@ def test_another_batch_is_dialed_to_its_end_while_a_batch_is_held(db: TestDataba
     async def run() -> None:
         let_end = asyncio.Event()
 
-        async def answer(call: Call) -> GoingOn | Ended:
+        async def answer(call: Call) -> InProgress | Finished:
             if call.batch_id == held:
                 await let_end.wait()
             return await complete(call)

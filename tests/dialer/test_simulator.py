@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from functions._shared.settings import Settings
-from functions.dialer.carrier import CallUnclearError, Ended, GoingOn, OpenCall, connect_carrier
+from functions.dialer.carrier import CallUnclearError, Finished, InProgress, OpenCall, connect_carrier
 from functions.dialer.simulated_carrier import Behaviour, create_carrier, sign
 
 from ..support.database import TestDatabase
@@ -207,7 +207,7 @@ def test_another_server_knows_nothing_of_a_call() -> None:
         batch_id=uuid4(), call_id=1, lease=uuid4(), status="unknown", carrier_call_id=None, age_seconds=1000
     )
 
-    async def find(url: str) -> GoingOn | Ended | None:
+    async def find(url: str) -> InProgress | Finished | None:
         carrier = connect_carrier(Settings(carrier="simulator", carrier_url=url))
         try:
             return await carrier.find(call)

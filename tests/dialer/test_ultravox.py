@@ -20,8 +20,8 @@ from functions.dialer.carrier import (
     CallUnclearError,
     Carrier,
     CarrierUnavailableError,
-    Ended,
-    GoingOn,
+    Finished,
+    InProgress,
     OpenCall,
     connect_carrier,
 )
@@ -80,7 +80,7 @@ def ask(url: str, what: Callable[[Carrier], Awaitable[T]], **settings: Any) -> T
     return asyncio.run(run())
 
 
-def place(url: str, call: Call = CALL, **settings: Any) -> GoingOn | Ended:
+def place(url: str, call: Call = CALL, **settings: Any) -> InProgress | Finished:
     return ask(url, lambda carrier: carrier.place(call, PlaceBy(60)), **settings)
 
 
@@ -93,12 +93,12 @@ def place_in_vain(account: UltravoxStandIn, url: str, call: Call = CALL) -> None
     wait_for(lambda: len(account.calls) == before + 1, "the account takes the call")
 
 
-def find(url: str, call: OpenCall = UNKNOWN) -> GoingOn | Ended | None:
+def find(url: str, call: OpenCall = UNKNOWN) -> InProgress | Finished | None:
     return ask(url, lambda carrier: carrier.find(call))
 
 
 def test_a_call_is_created_with_its_agent_over_telnyx(account: UltravoxStandIn, url: str) -> None:
-    assert place(url) == GoingOn("00000000-0000-4000-8000-000000000000")
+    assert place(url) == InProgress("00000000-0000-4000-8000-000000000000")
     assert account.requests == [
         {
             "agent_id": "the-agent",
@@ -326,7 +326,7 @@ def test_a_call_whose_answer_was_lost_is_found_by_its_metadata(account: Ultravox
     assert find(url) is None
     place_in_vain(account, url)
     place_in_vain(account, url, msgspec.structs.replace(CALL, call_id=8))
-    assert find(url) == GoingOn("00000000-0000-4000-8000-000000000000")
+    assert find(url) == InProgress("00000000-0000-4000-8000-000000000000")
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_a_call_that_ended_has_the_same_result_when_it_is_found_as_by_its_webhoo
     place(url)
     account.end(reason, "2026-01-01T10:00:00Z" if joined else None)
     ended = find(url)
-    assert isinstance(ended, Ended)
+    assert isinstance(ended, Finished)
     assert (ended.status, ended.outcome, ended.duration_seconds) == (status, outcome, duration)
     assert ended.carrier_call_id == account.calls[0]["callId"]
     known = msgspec.structs.replace(UNKNOWN, carrier_call_id=account.calls[0]["callId"])
@@ -382,7 +382,7 @@ def test_a_call_is_found_among_others_and_never_taken_for_another(account: Ultra
     with pytest.raises(CallUnclearError, match="other calls"):
         find(url)
     placed = place(url)
-    assert find(url) == placed == GoingOn("00000000-0000-4000-8000-000000000002")
+    assert find(url) == placed == InProgress("00000000-0000-4000-8000-000000000002")
 
 
 def test_a_call_that_is_there_twice_is_over_when_both_are(account: UltravoxStandIn, url: str) -> None:
@@ -391,7 +391,7 @@ def test_a_call_that_is_there_twice_is_over_when_both_are(account: UltravoxStand
     second = place(url)
     assert find(url) == second
     account.end("hangup")
-    assert isinstance(find(url), Ended)
+    assert isinstance(find(url), Finished)
 
 
 @pytest.mark.parametrize("fields", [{"call_id": "8"}, {"batch_id": str(UUID(int=7))}])
@@ -402,7 +402,7 @@ def test_an_id_of_another_call_tells_nothing(account: UltravoxStandIn, url: str,
     with pytest.raises(CallUnclearError, match="another call"):
         find(url, known)
     account.calls[0]["metadata"] = {}
-    assert find(url, known) == GoingOn(account.calls[0]["callId"])
+    assert find(url, known) == InProgress(account.calls[0]["callId"])
 
 
 def test_a_call_that_was_deleted_there_is_not_there(url: str) -> None:

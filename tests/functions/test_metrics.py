@@ -25,7 +25,14 @@ from functions._shared.database import PostgresDatabase
 from functions._shared.errors import FunctionError
 from functions._shared.settings import Settings, SettingsError
 from functions.app import create_app
-from functions.dialer.carrier import Call, CallRefusedError, CallUnclearError, CarrierUnavailableError, Ended, GoingOn
+from functions.dialer.carrier import (
+    Call,
+    CallRefusedError,
+    CallUnclearError,
+    CarrierUnavailableError,
+    Finished,
+    InProgress,
+)
 from functions.dialer.dialer import Dialer
 from functions.observability import Watch, metrics
 
@@ -320,13 +327,13 @@ def test_when_the_database_does_not_tell_the_numbers_are_left_out_and_the_rest_i
 # The dialer.
 
 
-async def answer(call: Call) -> GoingOn | Ended:
+async def answer(call: Call) -> InProgress | Finished:
     """By the number's last digit: taken, over at once, refused, unclear."""
     match int(call.phone_number[-1]) % 4:
         case 0:
-            return GoingOn(f"c-{call.call_id}")
+            return InProgress(f"c-{call.call_id}")
         case 1:
-            return Ended(status="completed", outcome="answered", carrier_call_id=f"c-{call.call_id}")
+            return Finished(status="completed", outcome="answered", carrier_call_id=f"c-{call.call_id}")
         case 2:
             raise CallRefusedError("no such number")
         case _:
@@ -402,7 +409,7 @@ def test_a_dialer_tells_the_webhooks_that_it_applied(db: TestDatabase) -> None:
 
 
 def test_a_carrier_that_takes_no_calls_shows(db: TestDatabase) -> None:
-    async def none(_call: Call) -> GoingOn:
+    async def none(_call: Call) -> InProgress:
         raise CarrierUnavailableError("busy", retry_after_s=60)
 
     db.contacts(db.batch(db.agency()), pending=3)

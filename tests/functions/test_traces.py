@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from functions._shared.database import PostgresDatabase
 from functions._shared.settings import Settings, SettingsError
 from functions.app import create_app
-from functions.dialer.carrier import Call, CallUnclearError, GoingOn
+from functions.dialer.carrier import Call, CallUnclearError, InProgress
 from functions.dialer.dialer import Dialer
 from functions.observability import Watch
 
@@ -294,7 +294,7 @@ def test_a_claim_that_got_nothing_is_not_told(db: TestDatabase, monkeypatch: pyt
 
 
 def test_a_call_that_is_unknown_and_the_look_for_it_are_told(db: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def lose(_call: Call) -> GoingOn:
+    async def lose(_call: Call) -> InProgress:
         raise CallUnclearError(f"no answer {uuid4()}")
 
     db.contacts(db.batch(db.agency()), pending=1)

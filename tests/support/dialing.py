@@ -12,23 +12,23 @@ from typing import Any
 from functions._shared.auth import Caller
 from functions._shared.database import Database, connect_database
 from functions._shared.settings import Settings
-from functions.dialer.carrier import Call, Ended, GoingOn, OpenCall
+from functions.dialer.carrier import Call, Finished, InProgress, OpenCall
 from functions.dialer.dialer import Dialer
 from functions.dialer.place_by import PlaceBy
 
 from .database import TestDatabase
 
-Answer = Callable[[Call], Awaitable[GoingOn | Ended]]
+Answer = Callable[[Call], Awaitable[InProgress | Finished]]
 
 
-async def take(call: Call) -> GoingOn:
+async def take(call: Call) -> InProgress:
     """The carrier has it."""
-    return GoingOn(f"c-{call.call_id}")
+    return InProgress(f"c-{call.call_id}")
 
 
-async def complete(call: Call) -> Ended:
+async def complete(call: Call) -> Finished:
     """It is over at once."""
-    return Ended(status="completed", outcome="answered", carrier_call_id=f"c-{call.call_id}", duration_seconds=3)
+    return Finished(status="completed", outcome="answered", carrier_call_id=f"c-{call.call_id}", duration_seconds=3)
 
 
 class ScriptedCarrier:
@@ -39,22 +39,22 @@ class ScriptedCarrier:
         self.arrived: list[Call] = []
         self.asked: list[int] = []
         self.told_to_end: list[tuple[str, int]] = []
-        self.known: dict[int, GoingOn | Ended] = {}
+        self.known: dict[int, InProgress | Finished] = {}
 
-    async def place(self, call: Call, place_by: PlaceBy) -> GoingOn | Ended:
+    async def place(self, call: Call, place_by: PlaceBy) -> InProgress | Finished:
         place_by.check()
         self.arrived.append(call)
         return await self.answer(call)
 
-    async def find(self, call: OpenCall) -> GoingOn | Ended | None:
+    async def find(self, call: OpenCall) -> InProgress | Finished | None:
         self.asked.append(call.call_id)
         return self.known.get(call.call_id)
 
-    async def withdraw(self, call: OpenCall) -> GoingOn | Ended | None:
+    async def withdraw(self, call: OpenCall) -> InProgress | Finished | None:
         self.told_to_end.append(("withdraw", call.call_id))
         return self.known.get(call.call_id)
 
-    async def hang_up(self, call: OpenCall) -> GoingOn | Ended | None:
+    async def hang_up(self, call: OpenCall) -> InProgress | Finished | None:
         self.told_to_end.append(("hang_up", call.call_id))
         return self.known.get(call.call_id)
 
