@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
 from ._shared.contacts import MAX_BYTES, check_json
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.http import edge_function, read_body, reply
 
 
@@ -28,5 +28,7 @@ async def calls_batch_add_contacts(request: Request) -> Response:
     body = await read_body(request, AddContacts, max_bytes=MAX_BYTES)
     key = request.headers.get("idempotency-key")
     contacts = check_json(body.contacts)
-    row = await call(request, caller, "add_contacts", batch_id=body.batch_id, contacts=contacts, idempotency_key=key)
+    row = await run_procedure(
+        request, caller, "add_contacts", batch_id=body.batch_id, contacts=contacts, idempotency_key=key
+    )
     return reply(row)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from ._shared.auth import verify_jwt
 from ._shared.batch import BatchSettings, given
 from ._shared.contacts import MAX_BYTES, check_json
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.http import edge_function, read_body, reply
 from ._shared.text import Text
 
@@ -32,4 +32,4 @@ async def calls_batch_create(request: Request) -> Response:
     body = await read_body(request, CreateBatch, max_bytes=MAX_BYTES)
     check_json(body.contacts)
     key = request.headers.get("idempotency-key")
-    return reply(await call(request, caller, "create_batch", idempotency_key=key, **given(body)), 201)
+    return reply(await run_procedure(request, caller, "create_batch", idempotency_key=key, **given(body)), 201)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.http import edge_function, read_query, reply
 from ._shared.text import Text
 
@@ -29,7 +29,7 @@ async def calls_batch_events(request: Request) -> Response:
     """The audit trail of the batch, oldest first."""
     caller = await verify_jwt(request)
     query = read_query(request, ListBatchEvents)
-    events = await call(
+    events = await run_procedure(
         request, caller, "list_batch_events", batch_id=query.batch_id, page_size=query.limit, after=query.after
     )
     return reply(events)

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from ._shared.auth import verify_jwt
 from ._shared.contacts_csv import HEADER, contact_lines
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.http import edge_function, read_query
 from ._shared.status import ContactStatus
 
@@ -35,7 +35,7 @@ async def calls_batch_export(request: Request) -> Response:
     query = read_query(request, ExportContacts)
 
     async def read_page(after: str | None) -> Page:
-        page: Page = await call(
+        page: Page = await run_procedure(
             request,
             caller,
             "export_contacts",

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.http import edge_function, read_query, reply
 from ._shared.status import ContactStatus
 from ._shared.text import Text
@@ -33,7 +33,7 @@ async def calls_batch_get(request: Request) -> Response:
     """The batch, its calls in progress and a page of its contacts in dial order."""
     caller = await verify_jwt(request)
     query = read_query(request, GetBatch)
-    batch = await call(
+    batch = await run_procedure(
         request,
         caller,
         "get_batch",

@@ -19,7 +19,7 @@ from ._shared.batch import BatchSettings, given
 from ._shared.contact_file import ContactFile, FileError
 from ._shared.contact_reader import read_apart
 from ._shared.contacts_csv import ERRORS_HEADER, error_lines
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.errors import FunctionError
 from ._shared.http import edge_function, invalid, read_form, read_query, reply
 from ._shared.text import Text
@@ -67,7 +67,7 @@ async def calls_batch_import(request: Request) -> Response:
 
 async def _import(request: Request, caller: Caller) -> Response:
     # Whoever may not import is told so before the file, which may take minutes to send and to read.
-    await call(request, caller, "check_import")
+    await run_procedure(request, caller, "check_import")
     async with read_form(request, max_bytes=request.app.state.settings.max_upload_bytes) as form:
         how, batch = _read_fields(form)
         contacts = await _read_file(request, form)
@@ -87,14 +87,16 @@ async def _import_contacts(
 ) -> dict[str, Any]:
     """Import group by group, from where the import stands. An error that stops it says how far it came."""
     key = request.headers.get("idempotency-key")
-    progress = await call(request, caller, "begin_import", file_hash=contacts.sha256, idempotency_key=key, **batch)
+    progress = await run_procedure(
+        request, caller, "begin_import", file_hash=contacts.sha256, idempotency_key=key, **batch
+    )
     ids = {name: progress[name] for name in ("batch_id", "import_id")}
     try:
         for group in contacts.groups:
             if group.last_row > progress["last_row"]:
                 rows = msgspec.Raw(await run_sync(contacts.read, group))
-                progress = await call(request, caller, "import_contacts", **ids, rows=rows)
-        answer: dict[str, Any] = await call(request, caller, "finish_import", **ids)
+                progress = await run_procedure(request, caller, "import_contacts", **ids, rows=rows)
+        answer: dict[str, Any] = await run_procedure(request, caller, "finish_import", **ids)
     except FunctionError as error:
         error.details = {name: value for name, value in progress.items() if name != "answer"} | error.details
         raise
@@ -107,7 +109,7 @@ async def _check(request: Request, caller: Caller, contacts: ContactFile) -> Non
     errors: list[Any] = []
     for group in contacts.groups:
         rows = msgspec.Raw(await run_sync(contacts.read, group))
-        found = await call(request, caller, "check_import", rows=rows)
+        found = await run_procedure(request, caller, "check_import", rows=rows)
         count += found["invalid"]
         errors += found["errors"][: _ERRORS_SHOWN - len(errors)]
     if count:
@@ -156,7 +158,7 @@ async def _list_errors(request: Request, caller: Caller) -> Response:
     query = read_query(request, ImportErrors)
 
     async def errors_after(row: int) -> list[dict[str, Any]]:
-        found = await call(request, caller, "list_import_errors", import_id=query.import_id, after_row=row)
+        found = await run_procedure(request, caller, "list_import_errors", import_id=query.import_id, after_row=row)
         errors: list[dict[str, Any]] = found["errors"]
         return errors
 

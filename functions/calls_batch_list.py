@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.http import edge_function, read_query, reply
 from ._shared.status import BatchStatus
 from ._shared.text import Text
@@ -32,7 +32,7 @@ async def calls_batch_list(request: Request) -> Response:
     """The agency's batches with their progress and what they wait for, newest first."""
     caller = await verify_jwt(request)
     query = read_query(request, ListBatches)
-    batches = await call(
+    batches = await run_procedure(
         request,
         caller,
         "list_batches",

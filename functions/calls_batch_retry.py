@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.http import edge_function, read_body, reply
 from ._shared.text import Text
 
@@ -33,4 +33,6 @@ async def calls_batch_retry(request: Request) -> Response:
     caller = await verify_jwt(request)
     body = await read_body(request, RetryBatch)
     key = request.headers.get("idempotency-key")
-    return reply(await call(request, caller, "retry_batch", idempotency_key=key, **msgspec.structs.asdict(body)), 201)
+    return reply(
+        await run_procedure(request, caller, "retry_batch", idempotency_key=key, **msgspec.structs.asdict(body)), 201
+    )

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.http import edge_function, read_query, reply
 
 
@@ -24,4 +24,4 @@ async def calls_batch_silence(request: Request) -> Response:
     """Whether calls of the batch can still start, since when not, and which are in progress."""
     caller = await verify_jwt(request)
     query = read_query(request, BatchSilence)
-    return reply(await call(request, caller, "batch_silence", batch_id=str(query.batch_id)))
+    return reply(await run_procedure(request, caller, "batch_silence", batch_id=str(query.batch_id)))

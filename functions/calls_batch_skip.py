@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
 from ._shared.contacts import check_json
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.http import edge_function, read_body, reply
 from ._shared.text import Text
 
@@ -34,7 +34,7 @@ async def calls_batch_skip(request: Request) -> Response:
     """Skip some contacts of a batch for good; calls in progress to them finish, and are the last."""
     caller = await verify_jwt(request)
     body = await read_body(request, SkipContacts, max_bytes=_MAX_BYTES)
-    row = await call(
+    row = await run_procedure(
         request,
         caller,
         "skip_contacts",

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.http import edge_function, read_body, reply
 from ._shared.text import Text
 
@@ -26,4 +26,4 @@ async def calls_hold_lift(request: Request) -> Response:
     """Lift a hold: its batches go on as they were, unless another hold reaches them."""
     caller = await verify_jwt(request)
     body = await read_body(request, LiftHold)
-    return reply(await call(request, caller, "lift_hold", **msgspec.structs.asdict(body)))
+    return reply(await run_procedure(request, caller, "lift_hold", **msgspec.structs.asdict(body)))

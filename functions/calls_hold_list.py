@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.http import edge_function, read_query, reply
 
 
@@ -26,4 +26,6 @@ async def calls_hold_list(request: Request) -> Response:
     """The holds that reach the caller's agency, newest first."""
     caller = await verify_jwt(request)
     query = read_query(request, ListHolds)
-    return reply(await call(request, caller, "list_holds", include_lifted=query.include_lifted, max_holds=query.limit))
+    return reply(
+        await run_procedure(request, caller, "list_holds", include_lifted=query.include_lifted, max_holds=query.limit)
+    )

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.http import edge_function, read_body, reply
 from ._shared.text import Text
 
@@ -25,4 +25,4 @@ async def calls_opt_out(request: Request) -> Response:
     """Never call a number again for the caller's agency, in whichever batch."""
     caller = await verify_jwt(request)
     body = await read_body(request, OptOut)
-    return reply(await call(request, caller, "opt_out", **msgspec.structs.asdict(body)))
+    return reply(await run_procedure(request, caller, "opt_out", **msgspec.structs.asdict(body)))

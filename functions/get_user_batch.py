@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.envelope import envelope, error_envelope
 from ._shared.errors import FunctionError
 from ._shared.http import edge_function, read_query, reply
@@ -47,7 +47,7 @@ async def get_user_batch(request: Request) -> Response:
     except (msgspec.DecodeError, RecursionError):
         message = 'filter must be a JSON object such as {"callStatus": "completed"}'
         raise FunctionError(400, "invalid_query", message) from None
-    data = await call(
+    data = await run_procedure(
         request,
         caller,
         "get_user_batch",

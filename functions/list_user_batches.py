@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.envelope import envelope, error_envelope
 from ._shared.http import edge_function, read_query, reply
 from ._shared.text import Text
@@ -30,7 +30,7 @@ async def list_user_batches(request: Request) -> Response:
     """The user's batches with their progress, newest first."""
     caller = await verify_jwt(request)
     query = read_query(request, ListUserBatches)
-    data = await call(
+    data = await run_procedure(
         request,
         caller,
         "list_user_batches",

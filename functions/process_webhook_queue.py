@@ -6,11 +6,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ._shared.auth import verify_service
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.http import edge_function, reply
 
 
 @edge_function(failure="Failed to process webhook queue")
 async def process_webhook_queue(request: Request) -> Response:
     """Apply what carriers reported; for cron."""
-    return reply(await call(request, verify_service(request), "process_webhook_queue"))
+    return reply(await run_procedure(request, verify_service(request), "process_webhook_queue"))

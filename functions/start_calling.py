@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from ._shared.auth import verify_jwt
 from ._shared.contacts import MAX_BYTES, check_json
-from ._shared.database import call
+from ._shared.database import run_procedure
 from ._shared.envelope import envelope, error_envelope
 from ._shared.http import edge_function, read_body, reply
 from ._shared.text import Text
@@ -33,7 +33,7 @@ async def start_calling(request: Request) -> Response:
     """Dial the batch now: one that waits for its time, or that is paused or stopped."""
     caller = await verify_jwt(request)
     body = await read_body(request, StartCalling, max_bytes=MAX_BYTES)
-    started = await call(
+    started = await run_procedure(
         request,
         caller,
         "start_batch",

@@ -8,8 +8,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ._shared.auth import anyone
-from ._shared.database import call
+from ._shared.auth import anonymous_caller
+from ._shared.database import run_procedure
 from ._shared.http import edge_function, read_path, read_text, reply
 from ._shared.text import Text
 
@@ -36,9 +36,9 @@ async def webhook_ingest(request: Request) -> Response:
     """Store what the carrier reports, if it is signed; it is applied later."""
     path = read_path(request, IngestWebhook)
     body = await read_text(request, max_bytes=MAX_BYTES)
-    row = await call(
+    row = await run_procedure(
         request,
-        anyone(request.app.state.settings, request.state.request_id),
+        anonymous_caller(request.app.state.settings, request.state.request_id),
         "ingest_webhook",
         agency_id=path.agency_id,
         body=body,

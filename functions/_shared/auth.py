@@ -231,14 +231,14 @@ def verify_service(request: Request) -> Caller:
     ]
     if not any(known):
         raise _unauthorized("Not a secret of the service")
-    return service(settings, request.state.request_id)
+    return service_caller(settings, request.state.request_id)
 
 
-def service(settings: Settings, request_id: str = "") -> Caller:
+def service_caller(settings: Settings, request_id: str = "") -> Caller:
     """The service itself, as a caller."""
     return Caller("service_role", {"role": "service_role"}, settings.secret_key or "", request_id)
 
 
-def anyone(settings: Settings, request_id: str = "") -> Caller:
+def anonymous_caller(settings: Settings, request_id: str = "") -> Caller:
     """Whoever sends a request without a token: may call what proves itself in another way, and nothing else."""
     return Caller("anon", {"role": "anon"}, settings.publishable_key or "", request_id)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .auth import verify_jwt
-from .database import call
+from .database import run_procedure
 from .http import read_body, reply
 from .text import Text
 
@@ -54,5 +54,7 @@ async def change_batch(request: Request, procedure: str) -> Response:
     caller = await verify_jwt(request)
     body = await read_body(request, ChangeBatch)
     key = request.headers.get("idempotency-key")
-    row = await call(request, caller, procedure, batch_id=body.batch_id, idempotency_key=key, reason=body.reason)
+    row = await run_procedure(
+        request, caller, procedure, batch_id=body.batch_id, idempotency_key=key, reason=body.reason
+    )
     return reply(row)

@@ -24,8 +24,8 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from starlette.requests import Request
 
-from .admission import CURRENT_AGENCY, Admission, no_connection
 from .auth import Caller
+from .connection_limiter import CURRENT_AGENCY, ConnectionLimiter, no_connection
 from .errors import FunctionError, unavailable
 from .log import logger
 from .observe import NOBODY, Observer
@@ -44,7 +44,7 @@ _JSON_SQLSTATES = ("22P02", "22P05", "22003", "54001")
 class Database(Protocol):
     """Where the procedures are."""
 
-    async def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
+    async def run(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
         """The rows that public.<procedure> returns, as JSON values. Raises FunctionError for what it
         refuses and 503 when the database is out of reach; anything else is raised as it is."""
 
@@ -58,9 +58,9 @@ class Database(Protocol):
         """The pool of connections in the words of psycopg_pool; nothing as long as, or where, there is none."""
 
 
-async def call(request: Request, caller: Caller, procedure: str, **arguments: Any) -> Any:
+async def run_procedure(request: Request, caller: Caller, procedure: str, **arguments: Any) -> Any:
     """The row that public.<procedure> answers this caller."""
-    rows = await request.app.state.database.call(caller, procedure, arguments)
+    rows = await request.app.state.database.run(caller, procedure, arguments)
     return rows[0]
 
 
@@ -135,12 +135,12 @@ class PostgresDatabase:
     def __init__(self, settings: Settings, observer: Observer = NOBODY) -> None:
         self._settings = settings
         self._observer = observer
-        self._admission = Admission(settings, self._find_agency)
+        self._limiter = ConnectionLimiter(settings, self._find_agency)
         # Postgres ends what takes too long. This is for one that cannot be heard any more.
         self._deadline_s = settings.statement_timeout_ms / 1000 + settings.pool_timeout_s
         self._pool: AsyncConnectionPool[_Connection] | None = None
 
-    async def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
+    async def run(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
         values = {name: sql_value(value) for name, value in arguments.items()}
         for last_try in (False, True):
             with self._observer.operation("procedure", procedure) as operation:
@@ -157,7 +157,7 @@ class PostgresDatabase:
     async def _execute(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
         try:
             # A procedure that has begun runs to its end, even if the client has gone: its connection stays clean.
-            async with self._connection(self._admission.call(caller, procedure, arguments)) as connection:
+            async with self._connection(self._limiter.slot(caller, procedure, arguments)) as connection:
                 connection.is_unconfirmed = False
                 with anyio.fail_after(self._deadline_s, shield=True):
                     async with connection.pipeline():
@@ -186,7 +186,7 @@ class PostgresDatabase:
         return [row[0] for row in rows]
 
     async def _find_agency(self, caller: Caller) -> Any:
-        return (await self.call(caller, CURRENT_AGENCY, {}))[0]
+        return (await self.run(caller, CURRENT_AGENCY, {}))[0]
 
     def _lock_timeout_ms(self, caller: Caller) -> int:
         is_service = caller.role == "service_role"
@@ -194,7 +194,7 @@ class PostgresDatabase:
 
     async def ping(self) -> None:
         try:
-            async with self._connection(self._admission.ping()) as connection:
+            async with self._connection(self._limiter.ping()) as connection:
                 with anyio.fail_after(self._settings.pool_timeout_s):
                     await connection.execute("select 1")
         except (psycopg.OperationalError, PoolTimeout, TooManyRequests, PoolClosed, TimeoutError):
@@ -222,7 +222,7 @@ class PostgresDatabase:
         if self._pool is None:
             return {}
         stats = self._pool.get_stats()
-        return {**stats, "requests_waiting": stats.get("requests_waiting", 0) + self._admission.waiting}
+        return {**stats, "requests_waiting": stats.get("requests_waiting", 0) + self._limiter.waiting}
 
     async def _open_pool(self) -> AsyncConnectionPool[_Connection]:
         # Made on first use: serverless platforms start the app where no database is needed.
@@ -329,12 +329,12 @@ class PostgrestDatabase:
         self._observer = observer
         self._url = f"{settings.supabase_url}/rest/v1"
         self._headers = {"apikey": settings.publishable_key or ""}
-        self._admission = Admission(settings, self._find_agency)
+        self._limiter = ConnectionLimiter(settings, self._find_agency)
         timeout = httpx.Timeout(settings.statement_timeout_ms / 1000, connect=5, pool=settings.pool_timeout_s)
         limits = httpx.Limits(max_connections=settings.pool_size)
         self._http = httpx.AsyncClient(base_url=self._url, timeout=timeout, limits=limits)
 
-    async def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
+    async def run(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
         import httpx
         from postgrest import APIError, AsyncPostgrestClient
 
@@ -355,7 +355,7 @@ class PostgrestDatabase:
         for last_try in (False, True):
             with self._observer.operation("procedure", procedure) as operation:
                 try:
-                    async with self._admission.call(caller, procedure, arguments):
+                    async with self._limiter.slot(caller, procedure, arguments):
                         data = (await client.rpc(procedure, given).execute()).data
                     return data if isinstance(data, list) else [data]
                 except httpx.TransportError:
@@ -369,13 +369,13 @@ class PostgrestDatabase:
         raise AssertionError("unreachable")
 
     async def _find_agency(self, caller: Caller) -> Any:
-        return (await self.call(caller, CURRENT_AGENCY, {}))[0]
+        return (await self.run(caller, CURRENT_AGENCY, {}))[0]
 
     async def ping(self) -> None:
         import httpx
 
         try:
-            async with self._admission.ping():
+            async with self._limiter.ping():
                 response = await self._http.get("/", headers=self._headers)
         except httpx.TransportError:
             raise unavailable("database_unavailable", "The database does not answer") from None

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from .auth import Caller, verify_jwt
 from .batch import ChangeBatch
-from .database import call
+from .database import run_procedure
 from .errors import FunctionError
 from .http import read_body, reply
 from .log import logger
@@ -49,7 +49,7 @@ async def end_batch(
     Returns the procedure's row without its figures; the figures, calls_in_progress and calls_starting; and the headers
     that tell them. The batch is ended whatever becomes of the wait: figures that cannot be read are as they were."""
     key = request.headers.get("idempotency-key")
-    row = await call(request, caller, procedure, idempotency_key=key, **arguments)
+    row = await run_procedure(request, caller, procedure, idempotency_key=key, **arguments)
     figures = {name: row.pop(name) for name in ("calls_in_progress", "calls_starting")}
     if wait_seconds is not None:
         batch = {name: str(value) for name, value in arguments.items() if name in ("batch_id", "user_id")}
@@ -64,7 +64,7 @@ async def end_batch(
 async def _wait(request: Request, caller: Caller, batch: dict[str, str], until: float) -> dict[str, int]:
     look_s = _FIRST_LOOK_S
     while True:
-        silence = await call(request, caller, "batch_silence", **batch)
+        silence = await run_procedure(request, caller, "batch_silence", **batch)
         left_s = until - time.monotonic()
         if silence["calls_starting"] == 0 or left_s <= 0:
             return {name: silence[name] for name in ("calls_in_progress", "calls_starting")}

@@ -17,7 +17,7 @@ from uuid import UUID
 
 import msgspec
 
-from .._shared.auth import service
+from .._shared.auth import service_caller
 from .._shared.database import Database
 from .._shared.errors import FunctionError
 from .._shared.log import logger
@@ -92,7 +92,7 @@ class Dialer:
         self._database = database
         self._carrier = carrier
         self._settings = settings
-        self._service = service(settings)
+        self._service = service_caller(settings)
         self._round = Round()
         self._batches: set[str] = set()
         self._starts: dict[asyncio.Task[None], int] = {}
@@ -217,7 +217,7 @@ class Dialer:
                     "place_within_seconds": self._settings.place_within_s,
                 }
                 # Never again when its answer was lost: it tells each call once.
-                (passed,) = await self._database.call(self._service, "start_call", arguments)
+                (passed,) = await self._database.run(self._service, "start_call", arguments)
         except Exception as error:
             code = error.code if isinstance(error, FunctionError) else type(error).__name__
             level = logger.warning if isinstance(error, FunctionError) else logger.exception
@@ -306,7 +306,7 @@ class Dialer:
         fields = {"batch_id": batch_id, "reason": reason}
         logger.error("batch refused: it is stopped", extra={"fields": fields})
         try:
-            await self._database.call(self._service, "stop_batch", {"batch_id": batch_id, "reason": reason})
+            await self._database.run(self._service, "stop_batch", {"batch_id": batch_id, "reason": reason})
         except Exception:
             logger.exception("batch not stopped", extra={"fields": fields})
             self._refused.discard(batch_id)  # the next call that is refused tries again
@@ -446,7 +446,7 @@ class Dialer:
     async def _call(self, procedure: str, **arguments: Any) -> list[Any]:
         while True:
             try:
-                return await self._database.call(self._service, procedure, arguments)
+                return await self._database.run(self._service, procedure, arguments)
             except FunctionError as error:
                 await self._let_recover(error)
                 if self._stop is None or self._stop.is_set():

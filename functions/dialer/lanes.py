@@ -100,7 +100,7 @@ class Recorder:
             try:
                 async with self._connections.one():
                     arguments = {"batch_id": batch_id, name: results}
-                    recorded = await self._database.call(self._caller, procedure, arguments)
+                    recorded = await self._database.run(self._caller, procedure, arguments)
             except FunctionError as error:
                 if error.status != 503:
                     # The core rejected these results; repeating will not help. Reconciliation settles the calls.

@@ -14,7 +14,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from .._shared.auth import service
+from .._shared.auth import service_caller
 from .._shared.database import Database
 from .._shared.log import logger
 from .._shared.observe import CARRIER_REQUESTS, Operation
@@ -264,7 +264,7 @@ class _StatsCollector:
 
     def __init__(self, database: Database, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self._database = database
-        self._caller = service(settings, "metrics")
+        self._caller = service_caller(settings, "metrics")
         self._loop = loop
         self._lock = threading.Lock()
         self._rows: list[dict[str, Any]] | None = None
@@ -294,7 +294,7 @@ class _StatsCollector:
             return self._rows
 
     def _ask(self) -> list[dict[str, Any]] | None:
-        asked = asyncio.run_coroutine_threadsafe(self._database.call(self._caller, "service_stats", {}), self._loop)
+        asked = asyncio.run_coroutine_threadsafe(self._database.run(self._caller, "service_stats", {}), self._loop)
         try:
             return asked.result(2 * STATS_TIMEOUT_S)
         except Exception as error:

@@ -121,13 +121,13 @@ def test_neither_role_nor_claims_are_left_for_the_next_user_of_a_connection(
 
     async def work(database: PostgresDatabase) -> set[tuple[Any, ...]]:
         found = {await left_behind(database)}
-        await database.call(case.caller, "cancel_batch", case.arguments)
+        await database.run(case.caller, "cancel_batch", case.arguments)
         found.add(await left_behind(database))
         with pytest.raises(FunctionError):
-            await database.call(case.caller, "cancel_batch", unknown)
+            await database.run(case.caller, "cancel_batch", unknown)
         found.add(await left_behind(database))
         with pytest.raises(psycopg.Error):
-            await database.call(Caller("no such role", {}), "cancel_batch", unknown)
+            await database.run(Caller("no such role", {}), "cancel_batch", unknown)
         found.add(await left_behind(database))
         return found
 
@@ -141,7 +141,7 @@ def test_a_call_that_forgets_the_claims_is_refused(settings: Settings, db: TestD
     for claims in ({}, {"role": "authenticated"}, {"sub": ""}, {"sub": "admin"}, {"role": "service_role"}):
         caller = Caller("authenticated", claims)
         with pytest.raises(FunctionError) as refused:
-            using(settings, lambda database, c=caller: database.call(c, "cancel_batch", case.arguments))  # type: ignore[misc]
+            using(settings, lambda database, c=caller: database.run(c, "cancel_batch", case.arguments))  # type: ignore[misc]
         assert refused.value.status == 401
         assert refused.value.headers == {"WWW-Authenticate": "Bearer"}
     with (
@@ -418,7 +418,7 @@ def test_people_and_the_service_have_a_lock_timeout_each(
     )
     of = replace(settings, lock_timeout_ms=70, service_lock_timeout_ms=30)
     caller = Caller(role, {"sub": str(uuid4()), "role": role})
-    assert using(of, lambda database: database.call(caller, "limit_is", {})) == [limit]
+    assert using(of, lambda database: database.run(caller, "limit_is", {})) == [limit]
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
@@ -435,7 +435,7 @@ def test_procedures_run_at_read_committed_whatever_the_database_s_default(
     caller = Case(db).caller
 
     async def twice(database: PostgresDatabase) -> list[Any]:
-        return [await database.call(caller, "isolation_is", {}) for _ in range(2)]
+        return [await database.run(caller, "isolation_is", {}) for _ in range(2)]
 
     assert using(settings, twice) == [["read committed"]] * 2
 
@@ -450,7 +450,7 @@ def test_a_serialization_failure_or_a_deadlock_is_tried_once_more(
 ) -> None:
     fails_at_first(db, sqlstate, 1)
     caller = Case(db).caller
-    assert using(settings, lambda database: database.call(caller, "try_it", {})) == [{"try": 2, "ok": True}]
+    assert using(settings, lambda database: database.run(caller, "try_it", {})) == [{"try": 2, "ok": True}]
 
 
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
@@ -459,7 +459,7 @@ def test_it_is_tried_once_more_and_no_further(settings: Settings, db: TestDataba
     fails_at_first(db, sqlstate, 2)
     caller = Case(db).caller
     with pytest.raises(psycopg.Error) as error:
-        using(settings, lambda database: database.call(caller, "try_it", {}))
+        using(settings, lambda database: database.run(caller, "try_it", {}))
     assert error.value.sqlstate == sqlstate
     assert error.value.__cause__ is not error.value
     assert db.value("select last_value from tries") == 2
@@ -471,7 +471,7 @@ def test_nothing_else_is_tried_again(settings: Settings, db: TestDatabase, sqlst
     fails_at_first(db, sqlstate, 1)
     caller = Case(db).caller
     with pytest.raises((psycopg.Error, FunctionError)):
-        using(settings, lambda database: database.call(caller, "try_it", {}))
+        using(settings, lambda database: database.run(caller, "try_it", {}))
     assert db.value("select last_value from tries") == 1
 
 

@@ -217,7 +217,7 @@ def test_procedures_are_told_by_their_outcome(
 ) -> None:
     fails_at_first(db, sqlstate, times)
     caller = Case(db).caller
-    assert procedures(settings, lambda database: database.call(caller, "try_it", {})) == outcomes
+    assert procedures(settings, lambda database: database.run(caller, "try_it", {})) == outcomes
 
 
 def test_without_a_database_procedures_are_unavailable(
@@ -226,7 +226,7 @@ def test_without_a_database_procedures_are_unavailable(
     monkeypatch.setattr(metrics, "STATS_TIMEOUT_S", 0.1)
     away = replace(settings, database_url="postgresql://nobody@/none?host=/nowhere", pool_timeout_s=0.1)
     caller = Case(db).caller
-    assert procedures(away, lambda database: database.call(caller, "try_it", {})) == {"unavailable": 1}
+    assert procedures(away, lambda database: database.run(caller, "try_it", {})) == {"unavailable": 1}
 
 
 def test_an_exhausted_pool_shows_and_does_not_hide_the_databases_own_numbers(

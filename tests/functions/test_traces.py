@@ -189,7 +189,7 @@ def test_a_try_that_is_repeated_is_told_by_itself(
         database = PostgresDatabase(settings, watch.observer)
         async with watch.running(database):
             with watch.observer.operation("request", "test", method="POST", status=200):
-                await database.call(caller, "try_it", {})
+                await database.run(caller, "try_it", {})
             await database.close()
 
     with collecting() as collector:

@@ -249,7 +249,7 @@ def test_a_call_that_is_given_up_is_undone_and_leaves_nothing(db: TestDatabase, 
     async def run() -> None:
         database = PostgresDatabase(settings)
         try:
-            call = asyncio.create_task(database.call(case.caller, "cancel_batch", case.arguments))
+            call = asyncio.create_task(database.run(case.caller, "cancel_batch", case.arguments))
             await asyncio.to_thread(waiting_for_a_lock, db)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -76,7 +76,7 @@ class WatchedDatabase:
         waits = self.before.get(procedure, lambda: None)()
         if inspect.isawaitable(waits):
             await waits
-        rows = await self._database.call(caller, procedure, arguments)
+        rows = await self._database.run(caller, procedure, arguments)
         self.after.get(procedure, lambda: None)()
         return rows
 

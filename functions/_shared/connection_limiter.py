@@ -1,4 +1,4 @@
-"""Admission to the database's connections: which procedures may run now, and which wait."""
+"""A limit of the procedures that use the database's connections at a time."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ def _batch_busy() -> FunctionError:
     return unavailable("batch_busy", "Another request holds this batch; try again")
 
 
-class Turns:
-    """Lets callers wait for their turn: so many at a time, in the order in which they came. refusal: of a turn that
-    does not come."""
+class Slots:
+    """So many slots, given in the order in which callers come. refusal: the error when no slot becomes free."""
 
     def __init__(self, number: int, settings: Settings, refusal: Callable[[], FunctionError] = no_connection) -> None:
         self._free = anyio.Semaphore(number)
@@ -41,7 +40,7 @@ class Turns:
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[None]:
-        """A turn, for the block. Raises 503 after pool_timeout_s, and at once when pool_max_waiting others wait."""
+        """Hold a slot for the block. Raises 503 after pool_timeout_s, and at once when pool_max_waiting others wait."""
         try:
             self._free.acquire_nowait()
         except anyio.WouldBlock:
@@ -64,61 +63,61 @@ class Turns:
             self.waiting -= 1
 
 
-class TurnsByKey:
-    """Turns of their own for each key, as long as somebody has one or waits for one."""
+class SlotsByKey:
+    """So many slots for each key."""
 
     def __init__(self, number: int, settings: Settings, refusal: Callable[[], FunctionError]) -> None:
         self._number = number
         self._settings = settings
         self._refusal = refusal
-        self._turns: dict[Any, Turns] = {}
+        self._slots: dict[Any, Slots] = {}
         self._users: dict[Any, int] = {}
 
     @property
     def waiting(self) -> int:
-        """How many wait for a turn."""
-        return sum(turns.waiting for turns in self._turns.values())
+        """Callers that wait for a slot."""
+        return sum(slots.waiting for slots in self._slots.values())
 
     @asynccontextmanager
     async def take(self, key: Any) -> AsyncIterator[None]:
-        """A turn of the key, for the block. Raises 503, as Turns."""
-        turns = self._turns.setdefault(key, Turns(self._number, self._settings, self._refusal))
+        """Hold a slot of the key for the block. Raises 503, as Slots does."""
+        slots = self._slots.setdefault(key, Slots(self._number, self._settings, self._refusal))
         self._users[key] = self._users.get(key, 0) + 1
         try:
-            async with turns.take():
+            async with slots.take():
                 yield
         finally:
             self._users[key] -= 1
             if not self._users[key]:
-                del self._turns[key], self._users[key]
+                del self._slots[key], self._users[key]
 
 
-class Admission:
+class ConnectionLimiter:
     """Limits how many procedures use the connections at a time.
 
     Of all procedures but those that end calls only so many run at a time that some connections are left for these. One
     agency has fewer than that many at a time, so that another one always finds a connection, and a user one for each
-    batch, number or hold. Health checks, for which nobody has to sign in, take turns at one.
+    batch, number or hold. Health checks, which need no login, share one slot.
     """
 
     def __init__(self, settings: Settings, find_agency: Callable[[Caller], Awaitable[Any]]) -> None:
         """find_agency: the agency of a caller, by a call of CURRENT_AGENCY."""
         self._find_agency = find_agency
-        self._others = Turns(max(settings.pool_size - settings.pool_reserved, 1), settings)
-        self._pings = Turns(1, settings)
-        self._lookups = Turns(1, settings)
-        self._repeats = TurnsByKey(1, settings, _batch_busy)
-        self._agencies = TurnsByKey(max(settings.pool_reserved - 2, 1), settings, _too_many)
+        self._others = Slots(max(settings.pool_size - settings.pool_reserved, 1), settings)
+        self._pings = Slots(1, settings)
+        self._lookups = Slots(1, settings)
+        self._repeats = SlotsByKey(1, settings, _batch_busy)
+        self._agencies = SlotsByKey(max(settings.pool_reserved - 2, 1), settings, _too_many)
         self._first_is_here = False
 
     @property
     def waiting(self) -> int:
-        """How many wait for a turn."""
+        """Callers that wait for a slot."""
         every = (self._others, self._pings, self._lookups, self._repeats, self._agencies)
-        return sum(turns.waiting for turns in every)
+        return sum(slots.waiting for slots in every)
 
-    def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> AbstractAsyncContextManager[None]:
-        """A block that calls the procedure. Raises 503."""
+    def slot(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> AbstractAsyncContextManager[None]:
+        """Hold a connection's slot while the procedure runs. Raises 503."""
         if procedure in _ENDING:
             target = arguments.get("batch_id") or arguments.get("phone_number") or procedure
             return self._end(caller, str(target))
