@@ -29,7 +29,7 @@ _ALIASES = {"batch_name": "name", "calling_hour": "calling_hours", "delay": "ret
 _ERRORS_SHOWN = 100
 
 
-class Batch(BatchSettings, kw_only=True):
+class ImportTarget(BatchSettings, kw_only=True):
     """The batch that the contacts go into: batch_id, or what calls-batch-create has for a new one. max_attempts: of
     contacts that do not say."""
 
@@ -40,7 +40,7 @@ class Batch(BatchSettings, kw_only=True):
     max_attempts: int | None = None
 
 
-class How(msgspec.Struct):
+class ImportOptions(msgspec.Struct):
     """How to import. strict: all rows or none; type "false" is the same. retry: attempts after the first one.
     batch_type: what is called is outbound, whichever it says."""
 
@@ -118,7 +118,7 @@ async def _check(request: Request, caller: Caller, contacts: ContactFile) -> Non
         raise FunctionError(422, "rows_invalid", message, details=details)
 
 
-def _read_fields(form: FormData) -> tuple[How, dict[str, Any]]:
+def _read_fields(form: FormData) -> tuple[ImportOptions, dict[str, Any]]:
     """How to import, and the arguments that say into which batch. Raises 400."""
     fields: dict[str, Any] = {}
     for field, value in form.multi_items():
@@ -131,8 +131,8 @@ def _read_fields(form: FormData) -> tuple[How, dict[str, Any]]:
     try:
         for name in fields.keys() & _JSON_FIELDS:
             fields[name] = msgspec.json.decode(fields[name])
-        how = msgspec.convert(fields, How, strict=False)
-        batch = msgspec.convert(fields, Batch, strict=False)
+        how = msgspec.convert(fields, ImportOptions, strict=False)
+        batch = msgspec.convert(fields, ImportTarget, strict=False)
     except msgspec.ValidationError as error:
         raise invalid(error, "invalid_body") from None
     except (msgspec.DecodeError, RecursionError):

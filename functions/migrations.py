@@ -59,7 +59,7 @@ def migrate(database_url: str, warn: Callable[[str], None] | None = None) -> lis
     # There may be a transaction pooler in between: nothing is set or locked for longer than a transaction.
     with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # who waited sees what the first one did
-        connection.add_notice_handler(lambda warning: warnings.setdefault(_in_words(warning)))
+        connection.add_notice_handler(lambda warning: warnings.setdefault(_format_warning(warning)))
         with _alone(connection):
             if not _is_supabase(connection):
                 for path in sorted(_core("local", SQL / "local").glob("*.sql")):
@@ -109,7 +109,7 @@ def _alone(connection: psycopg.Connection) -> Iterator[None]:
         yield
 
 
-def _in_words(warning: psycopg.errors.Diagnostic) -> str:
+def _format_warning(warning: psycopg.errors.Diagnostic) -> str:
     return f"{warning.message_primary}. {warning.message_hint or ''}".strip()
 
 

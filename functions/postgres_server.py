@@ -193,7 +193,7 @@ class PostgresServer:
         if os.geteuid() == 0:
             _create_system_user()
             for place in (self.folder, self.bin_folder):
-                _let_pass(place)
+                _allow_traversal(place)
         self._give_to_user(self.folder)
 
     def _give_to_user(self, path: Path) -> None:
@@ -214,7 +214,7 @@ def _create_system_user() -> None:
             ) from None
 
 
-def _let_pass(place: Path) -> None:
+def _allow_traversal(place: Path) -> None:
     """Let every user pass through the folders on the way to `place` (not list or change them)."""
     for folder in (place, *place.parents):
         mode = folder.stat().st_mode

@@ -35,7 +35,7 @@ from .carrier import (
     InProgress,
     OpenCall,
 )
-from .lanes import GATHER_S, Connections, Record, Recorder, retry_after_s
+from .lanes import GROUP_WINDOW_S, Connections, Record, Recorder, retry_after_s
 from .place_by import CallLateError, PlaceBy
 
 GROUP = 50
@@ -45,7 +45,7 @@ LEASE_S = 30
 TICK_S = 1.0
 """Seconds between two runs of process_batches and release_expired_leases, and until the next look for what carriers
 reported when there was nothing."""
-LOOK_UP = 20
+RECONCILE_BATCH = 20
 """Calls that the carrier is asked about at a time."""
 MAX_HOLD_S = 60.0
 """Most seconds for which a carrier that takes no calls is left alone."""
@@ -55,7 +55,7 @@ MAX_RECOVER_S = 30.0
 """Most seconds that it waits. After as many without an error it begins anew."""
 
 
-class Round(msgspec.Struct):
+class DialReport(msgspec.Struct):
     """The calls of a dialer, counted by outcome."""
 
     batches_processed: int = 0
@@ -93,7 +93,7 @@ class Dialer:
         self._carrier = carrier
         self._settings = settings
         self._service = service_caller(settings)
-        self._round = Round()
+        self._report = DialReport()
         self._batches: set[str] = set()
         self._starts: dict[asyncio.Task[None], int] = {}
         """The claims that wait for start_call, with their numbers of contacts."""
@@ -128,21 +128,21 @@ class Dialer:
             await stop.wait()
             self._wake.set()
 
-    async def run_once(self, max_calls: int, deadline_s: float) -> Round:
+    async def run_once(self, max_calls: int, deadline_s: float) -> DialReport:
         """Dial at most max_calls, claiming for at most deadline_s; then ask the carrier about some calls whose
         end is not known. Raises 503 when the database is away."""
         end_at = time.monotonic() + deadline_s
         async with self._recording():
-            await self._move_along()
+            await self._tick()
             await self._end_calls()
             left = max_calls
-            while left > 0 and time.monotonic() < end_at and (places := await self._places()):
+            while left > 0 and time.monotonic() < end_at and (places := await self._free_slots()):
                 claimed = await self._dial(min(left, places))
                 if claimed == 0:
                     break
                 left -= claimed
             await self._reconcile()
-        return self._round
+        return self._report
 
     # Claim, start, place.
 
@@ -153,7 +153,7 @@ class Dialer:
             self._wake.clear()
             if (held_s := self._held_until - time.monotonic()) > 0:
                 await self._sleep(held_s)
-            elif (places := await self._places()) and not self._stop.is_set() and await self._dial(places):
+            elif (places := await self._free_slots()) and not self._stop.is_set() and await self._dial(places):
                 misses = 0
             else:
                 due = await self._call("next_claim_in")
@@ -165,13 +165,13 @@ class Dialer:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), min(due_in_s, TICK_S))
 
-    async def _places(self) -> int:
+    async def _free_slots(self) -> int:
         """Wait for free places, and then a moment for more of them: how many contacts to claim. 0: the
         carrier takes no calls."""
         while self._taken() >= self._window:
             await asyncio.wait({*self._starts, *self._placements}, return_when=asyncio.FIRST_COMPLETED)
         if self._taken() > self._window - GROUP and self._taken():
-            await asyncio.sleep(GATHER_S)
+            await asyncio.sleep(GROUP_WINDOW_S)
         if time.monotonic() < self._held_until:
             return 0
         return max(min(self._window - self._taken(), GROUP), 0)
@@ -203,7 +203,7 @@ class Dialer:
         batch_id = claimed[0]["batch_id"]
         self._refused.discard(batch_id)
         self._batches.add(batch_id)
-        self._round.batches_processed = len(self._batches)
+        self._report.batches_processed = len(self._batches)
         calls = {row["call_id"]: _read_call(row) for row in claimed}
         lease = claimed[0]["lease"]
         try:
@@ -266,11 +266,11 @@ class Dialer:
                 operation.outcome = "unknown"
                 level = logger.warning if isinstance(error, CallUnclearError) else logger.exception
                 level("call unclear", extra={"fields": {"call_id": call.call_id, "reason": str(error)}})
-                self._round.calls_failed += 1
+                self._report.calls_failed += 1
                 self._record("finish_call", call, {"status": "unknown"})
             else:
                 operation.outcome = _carrier_outcome(answer)
-                self._round.calls_initiated += 1
+                self._report.calls_initiated += 1
                 self._hold_s = 0.0
                 self._window = min(2 * self._window, self._settings.dial_concurrency)
                 self._record_answer(call, answer)
@@ -324,7 +324,7 @@ class Dialer:
     def _record_failure(
         self, call: Call | UnreadableCall, outcome: str, *, counted: bool, notes: str | None = None
     ) -> None:
-        self._round.calls_failed += 1
+        self._report.calls_failed += 1
         self._record("finish_call", call, {"status": "failed", "outcome": outcome, "counted": counted, "notes": notes})
 
     @asynccontextmanager
@@ -333,7 +333,7 @@ class Dialer:
         try:
             yield
         finally:
-            within_s = self._settings.carrier_timeout_s + GATHER_S
+            within_s = self._settings.carrier_timeout_s + GROUP_WINDOW_S
             with suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
                     while tasks := {*self._starts, *self._placements}:
@@ -349,7 +349,7 @@ class Dialer:
     async def _tick_until_stopped(self) -> None:
         assert self._stop is not None
         while not self._stop.is_set():
-            await self._move_along()
+            await self._tick()
             self._wake.set()
             await self._sleep(TICK_S)
 
@@ -364,14 +364,14 @@ class Dialer:
             else:
                 await self._sleep(TICK_S)
 
-    async def _move_along(self) -> None:
+    async def _tick(self) -> None:
         await self._call("release_expired_leases")
         await self._call("process_batches")
 
     async def _reconcile_until_stopped(self) -> None:
         assert self._stop is not None
         while not self._stop.is_set():
-            while await self._reconcile() == LOOK_UP and not self._stop.is_set():
+            while await self._reconcile() == RECONCILE_BATCH and not self._stop.is_set():
                 pass
             await self._sleep(self._settings.reconcile_every_s)
 
@@ -380,7 +380,7 @@ class Dialer:
         if time.monotonic() < self._held_until:
             return 0
         listed = await self._call(
-            "list_open_calls", older_than_seconds=self._settings.reconcile_after_s, max_calls=LOOK_UP
+            "list_open_calls", older_than_seconds=self._settings.reconcile_after_s, max_calls=RECONCILE_BATCH
         )
         await asyncio.gather(*(self._ask("find", call) for call in _read_open_calls(listed)))
         return len(listed)
@@ -388,13 +388,13 @@ class Dialer:
     async def _end_calls_until_stopped(self) -> None:
         assert self._stop is not None
         while not self._stop.is_set():
-            while await self._end_calls() == LOOK_UP and not self._stop.is_set():
+            while await self._end_calls() == RECONCILE_BATCH and not self._stop.is_set():
                 pass
             await self._sleep(TICK_S)
 
     async def _end_calls(self) -> int:
         """Tell the carrier of some calls that it has to end, also while it is left alone. Returns how many."""
-        listed = await self._call("list_calls_to_end", max_calls=LOOK_UP)
+        listed = await self._call("list_calls_to_end", max_calls=RECONCILE_BATCH)
         await asyncio.gather(
             *(self._ask("hang_up" if call.hang_up else "withdraw", call) for call in _read_open_calls(listed))
         )

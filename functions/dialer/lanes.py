@@ -15,7 +15,7 @@ from .._shared.errors import FunctionError
 from .._shared.log import logger
 from .._shared.observe import Observer, Operation
 
-GATHER_S = 0.03
+GROUP_WINDOW_S = 0.03
 """Seconds in which results of a batch come together before they are recorded."""
 RETRY_S = 1.0
 """Seconds until a group of results is recorded again after an error that says nothing else."""
@@ -81,7 +81,7 @@ class Recorder:
     async def _run_lane(self, batch_id: str) -> None:
         try:
             while batch_id in self._waiting:
-                await asyncio.sleep(GATHER_S)
+                await asyncio.sleep(GROUP_WINDOW_S)
                 groups: dict[str, list[Record]] = {}
                 for record in self._waiting.pop(batch_id):
                     groups.setdefault(record.procedure, []).append(record)

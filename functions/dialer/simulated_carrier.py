@@ -226,13 +226,13 @@ class SimulatedCarrier:
             self._dials_next_at = dials_at + 1 / behaviour.dials_per_s
             await asyncio.sleep(dials_at - now)
         call.status, call.dialed_at = "in_progress", time.monotonic()
-        self._tell("call.started", call, chance)
+        self._send_webhook("call.started", call, chance)
         await asyncio.sleep(chance.uniform(*behaviour.ring_s))
         joined = chance.random() >= behaviour.unanswered
         talk_s = chance.uniform(*behaviour.talk_s) if joined else 0.0
         if joined:
             call.joined_at_utc = datetime.now(UTC).isoformat()
-            self._tell("call.joined", call, chance)
+            self._send_webhook("call.joined", call, chance)
         await asyncio.sleep(talk_s)
         self._end(call, "answered" if joined else chance.choice(["busy", "no_answer"]), talk_s, chance)
 
@@ -253,9 +253,9 @@ class SimulatedCarrier:
         call.duration_seconds = round(talked_s, 1)
         if self._file is not None:
             self._file.end(call)
-        self._tell("call.ended", call, chance)
+        self._send_webhook("call.ended", call, chance)
 
-    def _tell(self, event: str, call: CarrierCall, chance: random.Random) -> None:
+    def _send_webhook(self, event: str, call: CarrierCall, chance: random.Random) -> None:
         behaviour = self._behaviour
         if behaviour.webhook_url is None:
             return

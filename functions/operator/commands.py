@@ -126,7 +126,7 @@ def watch(options: argparse.Namespace) -> None:
         with contextlib.nullcontext() if options.json else display.ProgressDisplay() as shown:
             while True:
                 # A watch outlasts a restart of the service.
-                batch = _persist(lambda: client.get_batch(batch_id)["batch"], patient=True)
+                batch = _retry_until_known(lambda: client.get_batch(batch_id)["batch"], patient=True)
                 progress = speed.look(batch, time.monotonic())
                 if shown is None:
                     rate = {"finished_per_minute": progress.finished_per_minute, "eta_seconds": progress.eta_seconds}
@@ -166,7 +166,7 @@ def events(options: argparse.Namespace) -> None:
 
 def holds(options: argparse.Namespace) -> None:
     with _connected(options) as client:
-        found = _persist(lambda: client.list_holds(include_lifted=options.all))["holds"]
+        found = _retry_until_known(lambda: client.list_holds(include_lifted=options.all))["holds"]
     if options.json:
         display.write_json({"holds": found})
         return
@@ -197,10 +197,10 @@ def cancel(options: argparse.Namespace) -> None:
         batch_id = _find(client, options.id)
         _confirm_end(options, client, batch_id, "Cancel")
         given = {"end_calls": options.end_calls, "reason": options.reason}
-        answer = _change(options, lambda key: client.change("cancel_batch", batch_id=batch_id, key=key, **given))
+        answer = _send_change(options, lambda key: client.change("cancel_batch", batch_id=batch_id, key=key, **given))
     skipped = f"{answer['contacts_skipped']:,} contacts skipped"
     ending = _ENDING_CALLS if options.end_calls else _ENDING
-    _tell(options, answer, f"Batch {batch_id} is cancelled: {skipped}, {ending}.")
+    _report(options, answer, f"Batch {batch_id} is cancelled: {skipped}, {ending}.")
 
 
 def stop(options: argparse.Namespace) -> None:
@@ -209,36 +209,36 @@ def stop(options: argparse.Namespace) -> None:
         if options.skip_remaining or options.end_calls:
             _confirm_end(options, client, batch_id, "Stop")
         given = {name: getattr(options, name) for name in ("skip_remaining", "end_calls", "reason")}
-        answer = _change(options, lambda key: client.stop(batch_id, key=key, **given))
+        answer = _send_change(options, lambda key: client.stop(batch_id, key=key, **given))
     rest = "the remaining contacts are skipped" if options.skip_remaining else "it can be resumed"
     ending = _ENDING_CALLS if options.end_calls else _ENDING
-    _tell(options, answer, f"Batch {batch_id} is stopped: {ending}; {rest}.")
+    _report(options, answer, f"Batch {batch_id} is stopped: {ending}; {rest}.")
 
 
 def pause(options: argparse.Namespace) -> None:
     with _connected(options) as client:
         batch_id = _find(client, options.id)
         given = {"batch_id": batch_id, "reason": options.reason}
-        answer = _change(options, lambda key: client.change("pause_batch", key=key, **given))
-    _tell(options, answer, f"Batch {batch_id} is paused: {_ENDING}.")
+        answer = _send_change(options, lambda key: client.change("pause_batch", key=key, **given))
+    _report(options, answer, f"Batch {batch_id} is paused: {_ENDING}.")
 
 
 def resume(options: argparse.Namespace) -> None:
     with _connected(options) as client:
         batch_id = _find(client, options.id)
         given = {"batch_id": batch_id, "reason": options.reason}
-        answer = _change(options, lambda key: client.change("resume_batch", key=key, **given))
-    _tell(options, answer, f"Batch {batch_id} is {answer['status']}. {answer['message']}")
+        answer = _send_change(options, lambda key: client.change("resume_batch", key=key, **given))
+    _report(options, answer, f"Batch {batch_id} is {answer['status']}. {answer['message']}")
 
 
 def retry(options: argparse.Namespace) -> None:
     given = {"outcomes": options.outcome, "scheduled_for": options.scheduled_for, "reason": options.reason}
     with _connected(options) as client:
         batch_id = _find(client, options.id)
-        answer = _change(options, lambda key: client.change("retry_batch", batch_id=batch_id, key=key, **given))
+        answer = _send_change(options, lambda key: client.change("retry_batch", batch_id=batch_id, key=key, **given))
     dials = f"dials {answer['total_contacts']:,} failed contacts of {batch_id} again"
     left_out = f"{answer['do_not_call']:,} are not to be called any more"
-    _tell(options, answer, f"Batch {answer['batch_id']}, {answer['status']}, {dials}; {left_out}.")
+    _report(options, answer, f"Batch {answer['batch_id']}, {answer['status']}, {dials}; {left_out}.")
 
 
 def skip(options: argparse.Namespace) -> None:
@@ -253,14 +253,16 @@ def skip(options: argparse.Namespace) -> None:
         batch_id = _find(client, options.id)
         given = {"batch_id": batch_id, "contact_ids": options.contact, "filter": filter_ or None}
         if options.dry_run:
-            answer = _persist(lambda: client.change("skip_contacts", dry_run=True, **given))
-            return _tell(options, answer, f"{_reach(answer)} of batch {batch_id} would be skipped.")
+            answer = _retry_until_known(lambda: client.change("skip_contacts", dry_run=True, **given))
+            return _report(options, answer, f"{_reach(answer)} of batch {batch_id} would be skipped.")
         if _must_ask(options, "skip"):
-            count = _persist(lambda: client.change("skip_contacts", dry_run=True, **given))
+            count = _retry_until_known(lambda: client.change("skip_contacts", dry_run=True, **given))
             _agree(f"Skip {_reach(count)} of batch {batch_id} for good? [y/N] ")
         given["reason"] = options.reason
-        answer = _change(options, lambda key: client.change("skip_contacts", key=key, **given))
-    return _tell(options, answer, f"Batch {batch_id}: {_reach(answer)} skipped; their calls in progress are the last.")
+        answer = _send_change(options, lambda key: client.change("skip_contacts", key=key, **given))
+    return _report(
+        options, answer, f"Batch {batch_id}: {_reach(answer)} skipped; their calls in progress are the last."
+    )
 
 
 def opt_out(options: argparse.Namespace) -> None:
@@ -269,9 +271,9 @@ def opt_out(options: argparse.Namespace) -> None:
     }  # fmt: skip
     with _connected(options) as client:
         _only_at_the_console(options, "agency")
-        answer = _change(options, lambda _key: client.change("opt_out", **given))
+        answer = _send_change(options, lambda _key: client.change("opt_out", **given))
     listed = "is on the do-not-call list" if answer["added"] else "was on the do-not-call list"
-    _tell(options, answer, f"{options.number} {listed}: {_reach(answer)} skipped, in {answer['batches']:,} batches.")
+    _report(options, answer, f"{options.number} {listed}: {_reach(answer)} skipped, in {answer['batches']:,} batches.")
 
 
 def hold(options: argparse.Namespace) -> None:
@@ -281,24 +283,24 @@ def hold(options: argparse.Namespace) -> None:
     with _connected(options) as client:
         _only_at_the_console(options, "agency", "everything")
         if options.dry_run:
-            answer = _persist(lambda: client.change("hold_calls", dry_run=True, **given))
-            return _tell(options, answer, f"The hold would reach {_held(answer)}.")
+            answer = _retry_until_known(lambda: client.change("hold_calls", dry_run=True, **given))
+            return _report(options, answer, f"The hold would reach {_held(answer)}.")
         if _must_ask(options, "hold"):
-            count = _persist(lambda: client.change("hold_calls", dry_run=True, **given))
+            count = _retry_until_known(lambda: client.change("hold_calls", dry_run=True, **given))
             _agree(f"Hold {_held(count)}, and whatever begins or resumes in that scope? [y/N] ")
         given["reason"] = options.reason
-        answer = _change(options, lambda key: client.change("hold_calls", key=key, **given))
+        answer = _send_change(options, lambda key: client.change("hold_calls", key=key, **given))
     end = f"until {answer['until']}" if answer["until"] else f"until `lastcall lift {answer['hold_id']}`"
-    return _tell(options, answer, f"Held, {end}: {_held(answer)}. No further call starts, calls in progress end.")
+    return _report(options, answer, f"Held, {end}: {_held(answer)}. No further call starts, calls in progress end.")
 
 
 def lift(options: argparse.Namespace) -> None:
     with _connected(options) as client:
         hold_id = _find_hold(client, options.id)
         given = {"hold_id": hold_id, "reason": options.reason}
-        answer = _change(options, lambda _key: client.change("lift_hold", **given))
+        answer = _send_change(options, lambda _key: client.change("lift_hold", **given))
     rest = f"; another hold keeps {answer['batches_held']:,} of them held" if answer["batches_held"] else ""
-    _tell(options, answer, f"Hold {hold_id} is lifted: {answer['batches']:,} batches go on{rest}.")
+    _report(options, answer, f"Hold {hold_id} is lifted: {answer['batches']:,} batches go on{rest}.")
 
 
 # Files.
@@ -314,14 +316,16 @@ def import_(options: argparse.Namespace) -> None:
         try:
             with _reading(options) as file:
                 name, strict = options.file.name, options.strict
-                answer = _change(options, lambda key: client.import_file(file, name, batch, key=key, strict=strict))
+                answer = _send_change(
+                    options, lambda key: client.import_file(file, name, batch, key=key, strict=strict)
+                )
         except RefusedError as error:
             _write_errors(options, client, error.answer)
             raise
         # The count comes first: a later step may fail.
         added = f"{answer['added']:,} contacts added, {answer['duplicates']:,} duplicates"
         left_out = f"{answer['do_not_call']:,} not to be called, {answer['invalid']:,} invalid rows"
-        _tell(options, answer, f"Batch {answer['batch_id']}, {answer['status']}: {added}, {left_out}.")
+        _report(options, answer, f"Batch {answer['batch_id']}, {answer['status']}: {added}, {left_out}.")
         _write_errors(options, client, answer)
     if answer["invalid"] and options.errors is None:
         display.note("--errors FILE writes what is wrong with the invalid rows; they can be imported when corrected")
@@ -338,7 +342,7 @@ def export(options: argparse.Namespace) -> None:
             sys.stdout.buffer.flush()
             return
         size = _write(options.output, pieces)
-    _tell(options, {"file": str(options.output), "bytes": size}, f"{options.output}: {size:,} bytes")
+    _report(options, {"file": str(options.output), "bytes": size}, f"{options.output}: {size:,} bytes")
 
 
 # Login and logout.
@@ -355,7 +359,7 @@ def login(options: argparse.Namespace) -> None:
         with contextlib.closing(HttpClient(session)) as client:
             client.list_batches(limit=1)  # one that does not count is refused
         keep_token(app_url, token)
-        return _tell(options, {"url": app_url}, f"Logged in at {app_url}.")
+        return _report(options, {"url": app_url}, f"Logged in at {app_url}.")
     project_url = service_url("--url", options.url or os.environ.get("SUPABASE_URL"))
     key = options.key or os.environ.get("SUPABASE_PUBLISHABLE_KEY")
     if project_url is None or not key:
@@ -363,13 +367,13 @@ def login(options: argparse.Namespace) -> None:
     email = options.email or _ask("Email: ")
     password = _ask_secret("Password: ")
     sign_in(Session(app_url=app_url, project_url=project_url, key=key), email, password)
-    return _tell(options, {"url": app_url or project_url, "email": email}, f"Logged in at {project_url} as {email}.")
+    return _report(options, {"url": app_url or project_url, "email": email}, f"Logged in at {project_url} as {email}.")
 
 
 def logout(options: argparse.Namespace) -> None:
     if not sign_out():
         display.note("the project could not be told: its session ends by itself")
-    _tell(options, {"logged_in": False}, "Logged out.")
+    _report(options, {"logged_in": False}, "Logged out.")
 
 
 COMMANDS = {
@@ -436,7 +440,7 @@ def _pages(ask: Callable[[str | None], dict[str, Any]]) -> Iterator[dict[str, An
     """The pages that ask gives from a cursor on, one after the other."""
     after = None
     while True:
-        page = _persist(functools.partial(ask, after))
+        page = _retry_until_known(functools.partial(ask, after))
         yield page
         after = page["pagination"]["next_cursor"]
         if after is None:
@@ -444,7 +448,7 @@ def _pages(ask: Callable[[str | None], dict[str, Any]]) -> Iterator[dict[str, An
 
 
 def _get(client: Client, batch_id: str) -> dict[str, Any]:
-    return _persist(lambda: client.get_batch(batch_id))
+    return _retry_until_known(lambda: client.get_batch(batch_id))
 
 
 def _to_call(batch: Batch) -> int:
@@ -507,7 +511,7 @@ def _find_hold(client: Client, given: str) -> str:
         return given.lower()
     found: list[str] = [
         hold["id"]
-        for hold in _persist(lambda: client.list_holds(include_lifted=False))["holds"]
+        for hold in _retry_until_known(lambda: client.list_holds(include_lifted=False))["holds"]
         if _PREFIX.fullmatch(given) and hold["id"].startswith(given.lower())
     ]
     if not found:
@@ -524,7 +528,7 @@ class DeclinedError(CommandError):
     code = "declined"
 
 
-def _change(options: argparse.Namespace, ask: Callable[[str], T]) -> T:
+def _send_change(options: argparse.Namespace, ask: Callable[[str], T]) -> T:
     """Ask for a change until its outcome is known, or say that it is not: with one key, so that it is done once."""
     is_keyed = hasattr(options, "idempotency_key")  # or else a repeat changes nothing
     key = (is_keyed and options.idempotency_key) or str(uuid.uuid4())
@@ -535,7 +539,7 @@ def _change(options: argparse.Namespace, ask: Callable[[str], T]) -> T:
         repeat += ["--idempotency-key", key]
     unknown = f"whether it was done is not known; to learn it, or else do it, run: {shlex.join(repeat)}"
     try:
-        return _persist(lambda: ask(key))
+        return _retry_until_known(lambda: ask(key))
     except OutOfReachError as error:
         if not error.may_be_done:
             raise
@@ -545,7 +549,7 @@ def _change(options: argparse.Namespace, ask: Callable[[str], T]) -> T:
         raise
 
 
-def _persist(ask: Callable[[], T], *, patient: bool = False) -> T:
+def _retry_until_known(ask: Callable[[], T], *, patient: bool = False) -> T:
     """Call `ask` until its outcome is known, for about 15 seconds. `patient` also retries when nobody answers."""
     may_be_done = False
     for wait in _WAITS_S:
@@ -564,7 +568,7 @@ def _persist(ask: Callable[[], T], *, patient: bool = False) -> T:
         raise
 
 
-def _tell(options: argparse.Namespace, answer: dict[str, Any], words: str) -> None:
+def _report(options: argparse.Namespace, answer: dict[str, Any], words: str) -> None:
     if options.json:
         display.write_json(answer)
     else:

@@ -97,12 +97,12 @@ class Results:
                     else:
                         names = ("call_id", "lease", "status", "outcome", "carrier_call_id", "duration_seconds")
                         left.setdefault(row["batch_id"], []).append({name: row[name] for name in names})
-                left = {batch: results for batch, results in left.items() if not self._tell(batch, results)}
+                left = {batch: results for batch, results in left.items() if not self._report(batch, results)}
                 if is_over:
                     return
                 self._over.wait(_FEED_S)
 
-    def _tell(self, batch: str, results: list[Row]) -> bool:
+    def _report(self, batch: str, results: list[Row]) -> bool:
         """Whether it was told; False: the batch is busy."""
         if self._session is None:
             return True

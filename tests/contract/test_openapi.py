@@ -57,7 +57,7 @@ ASKED: dict[str, list[type]] = {
     "start-calling": [start_calling.StartCalling],
     "calls-batch-create": [calls_batch_create.CreateBatch],
     "calls-batch-add-contacts": [calls_batch_add_contacts.AddContacts],
-    "calls-batch-import": [calls_batch_import.Batch, calls_batch_import.How],
+    "calls-batch-import": [calls_batch_import.ImportTarget, calls_batch_import.ImportOptions],
     "calls-batch-import-errors": [calls_batch_import.ImportErrors],
     "calls-batch-retry": [calls_batch_retry.RetryBatch],
     "calls-batch-list": [calls_batch_list.ListBatches],
