@@ -39,12 +39,12 @@ from .docs import docs
 from .get_user_batch import get_user_batch
 from .health import health
 from .list_user_batches import list_user_batches
-from .observability import Watch
 from .openapi import openapi
 from .process_webhook_queue import process_webhook_queue
 from .root import root
 from .start_calling import start_calling
 from .stop_calling import stop_calling
+from .telemetry import ProcessTelemetry
 from .webhook_ingest import webhook_ingest
 
 _EDGE_FUNCTIONS = {
@@ -87,11 +87,11 @@ ROUTES = [
 def create_app(settings: Settings) -> Starlette:
     """The service of these settings. Nothing is connected before the first request."""
 
-    watch = Watch(settings, settings.metrics_ports, "lastcall")
+    process = ProcessTelemetry(settings, settings.metrics_ports, "lastcall")
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with watch.running(app.state.database):
+        async with process.running(app.state.database):
             yield
             if app.state.carrier is not None:
                 await app.state.carrier.aclose()
@@ -105,9 +105,9 @@ def create_app(settings: Settings) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.settings = settings
-    app.state.observer = watch.observer
-    app.state.verifier = TokenVerifier(settings, watch.observer)
-    app.state.database = connect_database(settings, watch.observer)
+    app.state.telemetry = process.telemetry
+    app.state.verifier = TokenVerifier(settings, process.telemetry)
+    app.state.database = connect_database(settings, process.telemetry)
     app.state.readers = anyio.CapacityLimiter(FILES_AT_ONCE)
     app.state.carrier = None  # made by the function that needs it
     return app

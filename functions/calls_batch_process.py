@@ -26,6 +26,6 @@ async def calls_batch_process(request: Request) -> Response:
     if state.settings.carrier is None:
         raise FunctionError(500, "no_carrier", "No carrier is configured: set LASTCALL_CARRIER")
     state.carrier = state.carrier or connect_carrier(state.settings)
-    dialer = Dialer(state.database, state.carrier, state.settings, state.observer)
+    dialer = Dialer(state.database, state.carrier, state.settings, state.telemetry)
     done = await dialer.run_once(MAX_CALLS, RUN_S)
     return reply(done.reply())

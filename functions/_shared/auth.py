@@ -16,8 +16,8 @@ from starlette.requests import Request
 
 from .errors import FunctionError, unavailable
 from .log import logger
-from .observe import NOBODY, Observer
 from .settings import Settings
+from .telemetry import NO_TELEMETRY, Telemetry
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _ASYMMETRIC = ["ES256", "RS256", "EdDSA"]
@@ -41,11 +41,11 @@ class TokenVerifier:
     published keys, counts as well. A key counts for its own algorithm only, so that no public key is taken
     for a secret."""
 
-    def __init__(self, settings: Settings, observer: Observer = NOBODY) -> None:
+    def __init__(self, settings: Settings, telemetry: Telemetry = NO_TELEMETRY) -> None:
         self.settings = settings
         self.secrets = [secret for secret in (settings.jwt_secret, settings.jwt_secret_previous) if secret]
         url = f"{settings.supabase_url}/auth/v1/.well-known/jwks.json"
-        self.keys = None if settings.jwt_secret else JwksCache(url, observer)
+        self.keys = None if settings.jwt_secret else JwksCache(url, telemetry)
 
     async def verify(self, token: str) -> dict[str, Any]:
         """The claims of a user's token. Raises 401, or 503 when the keys are out of reach."""
@@ -104,9 +104,9 @@ class JwksCache:
     TIMEOUT_S = 3.0
     MAX_BYTES = 1 << 20
 
-    def __init__(self, url: str, observer: Observer = NOBODY) -> None:
+    def __init__(self, url: str, telemetry: Telemetry = NO_TELEMETRY) -> None:
         self.url = url
-        self._observer = observer
+        self._telemetry = telemetry
         self._keys: dict[str, jwt.PyJWK] | None = None
         self._fetched_at = 0.0
         self._tried_at: float | None = None
@@ -145,11 +145,11 @@ class JwksCache:
                 self._keys = _public_signing_keys(await self._download())
             self._fetched_at = asked_at
             self._in_reach = True
-            self._observer.count("jwks_fetch", "ok")
+            self._telemetry.count("jwks_fetch", "ok")
         except Exception:  # whatever it answers, it is no fault of the token
             logger.exception("jwks fetch failed")
             self._in_reach = False
-            self._observer.count("jwks_fetch", "failed")
+            self._telemetry.count("jwks_fetch", "failed")
         finally:
             self._tried_at = time.monotonic()
 

@@ -28,8 +28,8 @@ from .auth import Caller
 from .connection_limiter import CURRENT_AGENCY, ConnectionLimiter, no_connection
 from .errors import FunctionError, unavailable
 from .log import logger
-from .observe import NOBODY, Observer
 from .settings import Settings
+from .telemetry import NO_TELEMETRY, Telemetry
 
 # Postgres asks for these to be tried again: nothing was wrong, two transactions met.
 _RETRY_SQLSTATES = ("40001", "40P01")
@@ -64,11 +64,11 @@ async def run_procedure(request: Request, caller: Caller, procedure: str, **argu
     return rows[0]
 
 
-def connect_database(settings: Settings, observer: Observer = NOBODY) -> Database:
+def connect_database(settings: Settings, telemetry: Telemetry = NO_TELEMETRY) -> Database:
     """The database of the settings; connects when first used."""
     if settings.transport == "postgrest":
-        return PostgrestDatabase(settings, observer)
-    return PostgresDatabase(settings, observer)
+        return PostgrestDatabase(settings, telemetry)
+    return PostgresDatabase(settings, telemetry)
 
 
 class _Pipeline(psycopg.AsyncPipeline):
@@ -132,9 +132,9 @@ class PostgresDatabase:
     is left for the next, behind a transaction pooler too.
     """
 
-    def __init__(self, settings: Settings, observer: Observer = NOBODY) -> None:
+    def __init__(self, settings: Settings, telemetry: Telemetry = NO_TELEMETRY) -> None:
         self._settings = settings
-        self._observer = observer
+        self._telemetry = telemetry
         self._limiter = ConnectionLimiter(settings, self._find_agency)
         # Postgres ends what takes too long. This is for one that cannot be heard any more.
         self._deadline_s = settings.statement_timeout_ms / 1000 + settings.pool_timeout_s
@@ -143,7 +143,7 @@ class PostgresDatabase:
     async def run(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
         values = {name: sql_value(value) for name, value in arguments.items()}
         for last_try in (False, True):
-            with self._observer.operation("procedure", procedure) as operation:
+            with self._telemetry.operation("procedure", procedure) as operation:
                 try:
                     return await self._execute(caller, procedure, values)
                 except psycopg.Error as error:
@@ -208,7 +208,7 @@ class PostgresDatabase:
     async def _connection(self, turn: AbstractAsyncContextManager[None]) -> AsyncIterator[_Connection]:
         # Not by the pool's `check`, which sleeps for a second or more after each connection it refuses.
         pool = await self._open_pool()
-        with self._observer.operation("connection", "postgres") as wait:
+        with self._telemetry.operation("connection", "postgres") as wait:
             async with turn:
                 for stale_ones_left in range(self._settings.pool_size, -1, -1):
                     async with pool.connection() as connection:
@@ -323,10 +323,10 @@ def _refusal(sqlstate: str, message: str | None, detail: str | None) -> Function
 class PostgrestDatabase:
     """The procedures, by the project's PostgREST with the caller's own token."""
 
-    def __init__(self, settings: Settings, observer: Observer = NOBODY) -> None:
+    def __init__(self, settings: Settings, telemetry: Telemetry = NO_TELEMETRY) -> None:
         import httpx  # only here: what this transport needs, the other one does not load
 
-        self._observer = observer
+        self._telemetry = telemetry
         self._url = f"{settings.supabase_url}/rest/v1"
         self._headers = {"apikey": settings.publishable_key or ""}
         self._limiter = ConnectionLimiter(settings, self._find_agency)
@@ -353,7 +353,7 @@ class PostgrestDatabase:
         except msgspec.DecodeError:
             raise _invalid_json() from None
         for last_try in (False, True):
-            with self._observer.operation("procedure", procedure) as operation:
+            with self._telemetry.operation("procedure", procedure) as operation:
                 try:
                     async with self._limiter.slot(caller, procedure, arguments):
                         data = (await client.rpc(procedure, given).execute()).data

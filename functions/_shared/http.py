@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import FunctionError, unavailable
 from .log import logger
-from .observe import Observer
+from .telemetry import Telemetry
 
 Handler = Callable[[Request], Awaitable[Response]]
 ErrorBody = Callable[[FunctionError], dict[str, Any]]
@@ -247,8 +247,8 @@ class RequestContext:
                 headers.update(_CORS)
             await send(message)
 
-        observer: Observer = scope["app"].state.observer
-        with observer.operation("request", _NO_FUNCTION, remote=request.headers, request_id=request_id) as operation:
+        telemetry: Telemetry = scope["app"].state.telemetry
+        with telemetry.operation("request", _NO_FUNCTION, remote=request.headers, request_id=request_id) as operation:
             started = time.perf_counter()
             try:
                 await self.app(scope, receive, send_with_headers)

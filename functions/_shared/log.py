@@ -8,7 +8,7 @@ import sys
 import traceback
 from datetime import UTC, datetime
 
-from .observe import current_operation
+from .telemetry import current_operation
 
 logger = logging.getLogger("lastcall")
 

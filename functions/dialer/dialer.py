@@ -21,8 +21,8 @@ from .._shared.auth import service_caller
 from .._shared.database import Database
 from .._shared.errors import FunctionError
 from .._shared.log import logger
-from .._shared.observe import NOBODY, Observer, current_operation
 from .._shared.settings import Settings
+from .._shared.telemetry import NO_TELEMETRY, Telemetry, current_operation
 from .carrier import (
     AccountRefusedError,
     BatchRefusedError,
@@ -87,8 +87,10 @@ class Dialer:
     RECORD_WITHIN_S = 5.0
     """Seconds in which what is known must be recorded when the dialer ends."""
 
-    def __init__(self, database: Database, carrier: Carrier, settings: Settings, observer: Observer = NOBODY) -> None:
-        self._observer = observer
+    def __init__(
+        self, database: Database, carrier: Carrier, settings: Settings, telemetry: Telemetry = NO_TELEMETRY
+    ) -> None:
+        self._telemetry = telemetry
         self._database = database
         self._carrier = carrier
         self._settings = settings
@@ -103,7 +105,7 @@ class Dialer:
         self._wake = asyncio.Event()
         """Set when there may be something to do at once: batches started, places free, stop."""
         self._connections = Connections(settings.pool_size)
-        self._recorder = Recorder(database, self._service, self._connections, observer, self._wake.set)
+        self._recorder = Recorder(database, self._service, self._connections, telemetry, self._wake.set)
         self._stop: asyncio.Event | None = None
         """Set to end a dialer that runs as a service; a bounded run has none."""
         self._held_until = 0.0
@@ -183,9 +185,9 @@ class Dialer:
     async def _dial(self, most: int) -> int:
         """Claim a group of a batch, and start it. As a service, go on to claim while start_call waits for the batch's
         row. Returns how many were claimed."""
-        with self._observer.operation("dial", "dial") as operation:
+        with self._telemetry.operation("dial", "dial") as operation:
             claimed = await self._call("claim_contacts", max_contacts=most, lease_seconds=LEASE_S)
-            self._observer.count("claim", "some" if claimed else "empty")
+            self._telemetry.count("claim", "some" if claimed else "empty")
             if claimed:
                 operation.details.update(batch_id=claimed[0]["batch_id"], claimed=len(claimed))
                 if self._stop is None:
@@ -199,7 +201,7 @@ class Dialer:
 
     async def _start(self, claimed: list[dict[str, Any]]) -> None:
         """Place what start_call lets through of a claim."""
-        self._observer.count("claimed", number=len(claimed))
+        self._telemetry.count("claimed", number=len(claimed))
         batch_id = claimed[0]["batch_id"]
         self._refused.discard(batch_id)
         self._batches.add(batch_id)
@@ -229,7 +231,7 @@ class Dialer:
             if self._stop is None and code != "batch_not_found":
                 raise
             return
-        self._observer.count("started", number=len(passed["started"]))
+        self._telemetry.count("started", number=len(passed["started"]))
         if passed["unknown"]:
             fields = {"batch_id": batch_id, "lease": lease, "call_ids": passed["unknown"]}
             logger.info("claimed calls are gone", extra={"fields": fields})
@@ -244,7 +246,7 @@ class Dialer:
 
     async def _place(self, call: Call, place_by: PlaceBy) -> None:
         batch_id = str(call.batch_id)
-        with self._observer.operation("place", "place", batch_id=batch_id, call_id=call.call_id) as operation:
+        with self._telemetry.operation("place", "place", batch_id=batch_id, call_id=call.call_id) as operation:
             try:
                 answer = await self._request(call, place_by)
             except CallLateError:
@@ -289,7 +291,7 @@ class Dialer:
         now = time.monotonic()
         if now >= self._held_until:
             self._hold_s = min(max(2 * self._hold_s, error.retry_after_s), MAX_HOLD_S)
-            self._observer.count("hold")
+            self._telemetry.count("hold")
             fields = {"reason": str(error), "hold_s": self._hold_s}
             if isinstance(error, AccountRefusedError):
                 logger.error("carrier refuses every call: check its settings and account", extra={"fields": fields})
@@ -357,8 +359,8 @@ class Dialer:
         assert self._stop is not None
         while not self._stop.is_set():
             (done, *_) = await self._call("process_webhook_queue") or [{"processed": 0}]
-            self._observer.count("webhook", "applied", done["processed"])
-            self._observer.count("webhook", "failed", done.get("failed", 0))
+            self._telemetry.count("webhook", "applied", done["processed"])
+            self._telemetry.count("webhook", "failed", done.get("failed", 0))
             if done["processed"]:
                 self._wake.set()  # calls that ended have left their places
             else:
@@ -402,7 +404,9 @@ class Dialer:
 
     async def _ask(self, request: Literal["find", "withdraw", "hang_up"], call: OpenCall) -> None:
         """Make this request to the carrier about a call, and record what the carrier knows then."""
-        with self._observer.operation(request, request, batch_id=str(call.batch_id), call_id=call.call_id) as operation:
+        with self._telemetry.operation(
+            request, request, batch_id=str(call.batch_id), call_id=call.call_id
+        ) as operation:
             try:
                 found = await getattr(self._carrier, request)(call)
             except CarrierUnavailableError as error:

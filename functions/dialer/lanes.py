@@ -13,7 +13,7 @@ from .._shared.auth import Caller
 from .._shared.database import Database
 from .._shared.errors import FunctionError
 from .._shared.log import logger
-from .._shared.observe import Observer, Operation
+from .._shared.telemetry import Operation, Telemetry
 
 GROUP_WINDOW_S = 0.03
 """Seconds in which results of a batch come together before they are recorded."""
@@ -49,14 +49,14 @@ class Recorder:
         database: Database,
         caller: Caller,
         connections: Connections,
-        observer: Observer,
+        telemetry: Telemetry,
         finished: Callable[[], None],
     ) -> None:
         """finished: called when calls have ended, since their places are free."""
         self._database = database
         self._caller = caller
         self._connections = connections
-        self._observer = observer
+        self._telemetry = telemetry
         self._finished = finished
         self._waiting: dict[str, list[Record]] = {}
         self._lanes: dict[str, asyncio.Task[None]] = {}
@@ -87,7 +87,7 @@ class Recorder:
                     groups.setdefault(record.procedure, []).append(record)
                 for procedure, group in groups.items():
                     links = [record.origin for record in group if record.origin is not None]
-                    with self._observer.operation("record", "record", links=links, batch_id=batch_id):
+                    with self._telemetry.operation("record", "record", links=links, batch_id=batch_id):
                         await self._record(procedure, batch_id, [record.result for record in group])
                 if "finish_call" in groups:
                     self._finished()
@@ -113,7 +113,7 @@ class Recorder:
                 await asyncio.sleep(RETRY_S)
             else:
                 for result in results:
-                    self._observer.count("result", result.get("status", "confirmed"))
+                    self._telemetry.count("result", result.get("status", "confirmed"))
                 unknown = [f"{call['call_id']} {call['lease']}" for call in recorded if call["result"] == "unknown"]
                 if unknown:
                     # A crash or a failover took these calls back; the calls that have their ids now are unchanged.

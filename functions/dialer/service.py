@@ -13,7 +13,7 @@ from .._shared.database import Database, connect_database
 from .._shared.errors import FunctionError
 from .._shared.log import logger
 from .._shared.settings import Settings
-from ..observability import Watch
+from ..telemetry import ProcessTelemetry
 from .carrier import connect_carrier
 from .dialer import TICK_S, Dialer
 
@@ -55,11 +55,11 @@ async def dial_once(settings: Settings, max_calls: int) -> int:
 
 @asynccontextmanager
 async def _dialer(settings: Settings, metrics_ports: range | None) -> AsyncIterator[tuple[Database, Dialer]]:
-    watch = Watch(settings, metrics_ports, "lastcall-dialer")
-    database, carrier = connect_database(settings, watch.observer), connect_carrier(settings)
+    process = ProcessTelemetry(settings, metrics_ports, "lastcall-dialer")
+    database, carrier = connect_database(settings, process.telemetry), connect_carrier(settings)
     try:
-        async with watch.running(database):
-            yield database, Dialer(database, carrier, settings, watch.observer)
+        async with process.running(database):
+            yield database, Dialer(database, carrier, settings, process.telemetry)
     finally:
         await carrier.aclose()
         await database.close()

@@ -15,7 +15,7 @@ import pytest
 from ..support.database import Connection, TestDatabase
 from ..support.dialers import wait_for
 
-NOBODY = UUID(int=0)
+NO_TELEMETRY = UUID(int=0)
 # Every procedure that waits for a batch.
 WAITING = {
     "cancel_batch": "cancel_batch(%(batch)s)",
@@ -53,7 +53,7 @@ def refusal(connection: Connection, query: str, batch: UUID) -> psycopg.Error:
     """The error of a query that waits for at most 50 ms."""
     connection.execute("set lock_timeout = '50ms'")
     with pytest.raises(psycopg.Error) as refused:
-        connection.execute(f"select {query}", {"batch": batch, "nobody": NOBODY})
+        connection.execute(f"select {query}", {"batch": batch, "nobody": NO_TELEMETRY})
     return refused.value
 
 

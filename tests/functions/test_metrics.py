@@ -20,7 +20,7 @@ import httpx2
 import psycopg
 import pytest
 
-from functions import observability
+from functions import telemetry
 from functions._shared.database import PostgresDatabase
 from functions._shared.errors import FunctionError
 from functions._shared.settings import Settings, SettingsError
@@ -34,7 +34,7 @@ from functions.dialer.carrier import (
     InProgress,
 )
 from functions.dialer.dialer import Dialer
-from functions.observability import Watch, metrics
+from functions.telemetry import ProcessTelemetry, metrics
 
 from ..support.client import Case
 from ..support.command import LASTCALL, environment, lastcall
@@ -50,7 +50,7 @@ from ..support.waiting import until
 from ..support.webhooks import Carrier, event
 
 CANCEL = "/functions/v1/calls-batch-cancel"
-FOLDER = Path(observability.__file__).parent
+FOLDER = Path(telemetry.__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -183,8 +183,8 @@ def procedures(settings: Settings, call: Any) -> dict[str, float]:
     """How often a call of try_it had each outcome."""
 
     async def run() -> dict[str, float]:
-        watch = Watch(settings, ANY_PORT, "test")
-        database = PostgresDatabase(settings, watch.observer)
+        watch = ProcessTelemetry(settings, ANY_PORT, "test")
+        database = PostgresDatabase(settings, watch.telemetry)
         with logged() as log:
             async with watch.running(database):
                 try:
@@ -345,12 +345,12 @@ def dialed(db: TestDatabase, carrier: Any, runs: int = 1) -> Scrape:
     settings = dial_settings(db)
 
     async def run() -> Scrape:
-        watch = Watch(settings, ANY_PORT, "test")
-        database = PostgresDatabase(settings, watch.observer)
+        watch = ProcessTelemetry(settings, ANY_PORT, "test")
+        database = PostgresDatabase(settings, watch.telemetry)
         with logged() as log:
             async with watch.running(database):
                 for _ in range(runs):
-                    await Dialer(database, carrier, settings, watch.observer).run_once(100, 30)
+                    await Dialer(database, carrier, settings, watch.telemetry).run_once(100, 30)
                 seen = await asyncio.to_thread(Scrape, log.lines("metrics")[0]["url"])
                 await database.close()
         return seen
@@ -381,12 +381,12 @@ def dialed_until(db: TestDatabase, carrier: Any, holds: Callable[[Scrape], bool]
     settings = dial_settings(db)
 
     async def run() -> Scrape:
-        watch = Watch(settings, ANY_PORT, "test")
-        database = PostgresDatabase(settings, watch.observer)
+        watch = ProcessTelemetry(settings, ANY_PORT, "test")
+        database = PostgresDatabase(settings, watch.telemetry)
         stop = asyncio.Event()
         with logged() as log:
             async with watch.running(database):
-                work = asyncio.create_task(Dialer(database, carrier, settings, watch.observer).run(stop))
+                work = asyncio.create_task(Dialer(database, carrier, settings, watch.telemetry).run(stop))
                 url = log.lines("metrics")[0]["url"]
                 while not holds(seen := await asyncio.to_thread(Scrape, url)):
                     assert not work.done()

@@ -20,7 +20,7 @@ from functions._shared.settings import Settings, SettingsError
 from functions.app import create_app
 from functions.dialer.carrier import Call, CallUnclearError, InProgress
 from functions.dialer.dialer import Dialer
-from functions.observability import Watch
+from functions.telemetry import ProcessTelemetry
 
 from ..support.client import Case
 from ..support.collector import Collector, Span, collecting
@@ -185,10 +185,10 @@ def test_a_try_that_is_repeated_is_told_by_itself(
     caller = Case(db).caller
 
     async def run(settings: Settings) -> None:
-        watch = Watch(settings, None, "test")
-        database = PostgresDatabase(settings, watch.observer)
+        watch = ProcessTelemetry(settings, None, "test")
+        database = PostgresDatabase(settings, watch.telemetry)
         async with watch.running(database):
-            with watch.observer.operation("request", "test", method="POST", status=200):
+            with watch.telemetry.operation("request", "test", method="POST", status=200):
                 await database.run(caller, "try_it", {})
             await database.close()
 
@@ -258,11 +258,11 @@ def dialed(db: TestDatabase, carrier: ScriptedCarrier, monkeypatch: pytest.Monke
     settings = dial_settings(db, traces="otlp")
 
     async def run() -> None:
-        watch = Watch(settings, None, "lastcall-dialer")
-        database = PostgresDatabase(settings, watch.observer)
+        watch = ProcessTelemetry(settings, None, "lastcall-dialer")
+        database = PostgresDatabase(settings, watch.telemetry)
         async with watch.running(database):
             for _ in range(runs):
-                await Dialer(database, carrier, settings, watch.observer).run_once(100, 30)
+                await Dialer(database, carrier, settings, watch.telemetry).run_once(100, 30)
             await database.close()
 
     with collecting() as collector:

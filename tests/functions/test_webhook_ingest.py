@@ -38,7 +38,7 @@ def carrier(db: TestDatabase) -> Carrier:
     return Carrier(db, db.agency())
 
 
-NOBODY = "0d1c2b3a-4f5e-4a6b-8c7d-9e8f7a6b5c4d"
+NO_TELEMETRY = "0d1c2b3a-4f5e-4a6b-8c7d-9e8f7a6b5c4d"
 UNAUTHORIZED = (
     401,
     {"success": False, "error": "Invalid webhook signature or secret", "code": "webhook_unauthorized"},
@@ -92,7 +92,7 @@ def test_a_body_that_is_no_text_is_400(client: TestClient, carrier: Carrier, bod
     assert (response.status_code, response.json()["code"]) == (400, "invalid_body")
 
 
-@pytest.mark.parametrize("path", ["/x", f"/{NOBODY}/%00", f"/{NOBODY}/" + "x" * 501, f"/{NOBODY}/"])
+@pytest.mark.parametrize("path", ["/x", f"/{NO_TELEMETRY}/%00", f"/{NO_TELEMETRY}/" + "x" * 501, f"/{NO_TELEMETRY}/"])
 def test_a_path_that_is_none_is_400(client: TestClient, path: str) -> None:
     response = client.post(f"{INGEST}{path}", content=BODY)
     assert (response.status_code, response.json()["code"]) == (400, "invalid_path")

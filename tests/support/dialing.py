@@ -71,7 +71,7 @@ class WatchedDatabase:
         self.before: dict[str, Callable[[], Any]] = {}
         self.after: dict[str, Callable[[], Any]] = {}
 
-    async def call(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
+    async def run(self, caller: Caller, procedure: str, arguments: dict[str, Any]) -> list[Any]:
         self.called.append((time.monotonic(), procedure))
         waits = self.before.get(procedure, lambda: None)()
         if inspect.isawaitable(waits):

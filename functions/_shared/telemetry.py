@@ -1,5 +1,5 @@
-"""Operations of the service, reported to watchers. By default there is none. The settings add metrics and traces
-(functions/observability), the only modules that know Prometheus and OpenTelemetry."""
+"""Operations of the service, reported to listeners. By default there are none. The settings add metrics and traces
+(functions/telemetry), the only modules that know Prometheus and OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Operation:
 
     def __init__(
         self,
-        watchers: Sequence[Watcher],
+        listeners: Sequence[Listener],
         kind: Kind,
         name: str,
         details: dict[str, str | int],
         links: Sequence[Operation],
         remote: Mapping[str, str],
     ) -> None:
-        self._watchers = watchers
+        self._listeners = listeners
         self._token: Token[Operation | None] | None = None
         self._started = time.perf_counter()
         self.kind = kind
@@ -49,7 +49,7 @@ class Operation:
         """Operations that this one goes on with, though it is not within them."""
         self.remote = remote
         """Headers that may name the trace which it is part of."""
-        self.parent = _current.get() if watchers else None
+        self.parent = _current.get() if listeners else None
         self.is_dropped = False
         """Nothing came of it: not worth a trace."""
         self.seconds: float | None = None
@@ -59,10 +59,10 @@ class Operation:
         """The span, if traces are on."""
 
     def __enter__(self) -> Operation:
-        if self._watchers:
+        if self._listeners:
             self._token = _current.set(self)
-            for watcher in self._watchers:
-                watcher.begin(self)
+            for listener in self._listeners:
+                listener.begin(self)
         return self
 
     def __exit__(
@@ -80,8 +80,8 @@ class Operation:
         self.outcome = self.outcome or "ok"
         if self._token is not None:
             _current.reset(self._token)
-            for watcher in self._watchers:
-                watcher.end(self)
+            for listener in self._listeners:
+                listener.end(self)
 
 
 def _outcome(error: BaseException) -> str:
@@ -90,7 +90,7 @@ def _outcome(error: BaseException) -> str:
     return "error" if isinstance(error, Exception) else "abandoned"
 
 
-class Watcher(Protocol):
+class Listener(Protocol):
     """Receives the beginning, the end and the counts of operations."""
 
     def begin(self, operation: Operation) -> None:
@@ -103,11 +103,11 @@ class Watcher(Protocol):
         """Something happened so many times."""
 
 
-class Observer:
-    """Tells the watchers."""
+class Telemetry:
+    """The beginning of operations and the counting of events, for all listeners."""
 
-    def __init__(self, watchers: Sequence[Watcher] = ()) -> None:
-        self._watchers = watchers
+    def __init__(self, listeners: Sequence[Listener] = ()) -> None:
+        self._listeners = listeners
 
     def operation(
         self,
@@ -119,12 +119,12 @@ class Observer:
         **details: str | int,
     ) -> Operation:
         """An operation, which begins with its block."""
-        return Operation(self._watchers, kind, name, details, links, remote or {})
+        return Operation(self._listeners, kind, name, details, links, remote or {})
 
     def count(self, event: str, outcome: str = "", number: int = 1) -> None:
         """Something happened so many times; event and outcome are words of a few."""
-        for watcher in self._watchers:
-            watcher.count(event, outcome, number)
+        for listener in self._listeners:
+            listener.count(event, outcome, number)
 
 
 def current_operation() -> Operation | None:
@@ -132,5 +132,5 @@ def current_operation() -> Operation | None:
     return _current.get()
 
 
-NOBODY = Observer()
-"""The observer whom nobody listens to."""
+NO_TELEMETRY = Telemetry()
+"""Telemetry without a listener."""

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from .._shared.observe import CARRIER_REQUESTS, Operation
+from .._shared.telemetry import CARRIER_REQUESTS, Operation
 
 _ROOTS = ("request", "dial", "find", "withdraw", "hang_up", "record")
 """The operations that begin a trace where there is none; other operations are recorded only within a trace."""

@@ -17,8 +17,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from .._shared.auth import service_caller
 from .._shared.database import Database
 from .._shared.log import logger
-from .._shared.observe import CARRIER_REQUESTS, Operation
 from .._shared.settings import Settings, SettingsError
+from .._shared.telemetry import CARRIER_REQUESTS, Operation
 
 STATS_KEPT_S = 5.0
 """Cache lifetime of `service_stats`, in seconds."""
@@ -162,7 +162,7 @@ class Metrics:
         }
         ProcessCollector(registry=registry)
 
-    # The Watcher protocol.
+    # The Listener protocol.
 
     def begin(self, operation: Operation) -> None:
         going_on = self._going_on(operation)

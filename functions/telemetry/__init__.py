@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from .._shared.database import Database, connect_database
-from .._shared.observe import NOBODY, Observer
 from .._shared.settings import Settings
+from .._shared.telemetry import NO_TELEMETRY, Telemetry
 
 
-class Watch:
-    """The watchers of a process."""
+class ProcessTelemetry:
+    """The listeners of a process."""
 
     def __init__(self, settings: Settings, ports: range | None, name: str) -> None:
         """ports: where it tells metrics. name: what it is called in traces."""
@@ -26,8 +26,8 @@ class Watch:
             from .traces import Traces
 
             self._traces = Traces(settings.traces, name)
-        watchers = [watcher for watcher in (self._metrics, self._traces) if watcher is not None]
-        self.observer = Observer(watchers) if watchers else NOBODY
+        listeners = [listener for listener in (self._metrics, self._traces) if listener is not None]
+        self.telemetry = Telemetry(listeners) if listeners else NO_TELEMETRY
 
     @asynccontextmanager
     async def running(self, database: Database) -> AsyncIterator[None]:
