@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser(
         "serve",
-        help="the functions over HTTP",
+        help="serve the functions over HTTP",
         description="Serve the functions at HOST and PORT (127.0.0.1:8787). Without DATABASE_URL and "
         "SUPABASE_URL, on an embedded PostgreSQL under .lastcall/. Prints 'ready http://...' when it answers.",
     )
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
     process = commands.add_parser(
         "process",
-        help="dial what is to be dialed",
+        help="dial the batches that are due",
         description="Dial the batches of DATABASE_URL at the carrier of LASTCALL_CARRIER, and print what was done as "
         "JSON. Without DATABASE_URL and SUPABASE_URL: those of the embedded PostgreSQL under .lastcall/, which "
         "'lastcall serve' in the same folder may use at the same time. Safe to run beside other dialers. "
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     token = commands.add_parser(
         "token",
-        help="a development token",
+        help="print a development token",
         description="Print a JWT for a user, signed with SUPABASE_JWT_SECRET or, without one, with the "
         "secret of the embedded default.",
     )
@@ -129,21 +129,25 @@ def _parser() -> argparse.ArgumentParser:
         "folder; a checker that reads these alone gives the verdict. On DATABASE_URL, of the core's owner or the "
         "service, in which nothing else is dialed; or without one, on an embedded PostgreSQL under .lastcall/. The "
         "race adds agencies named 'lastcall prove ...', and removes them at the end. No real call is placed. "
-        "LASTCALL_PLACE_WITHIN_MS counts.",
+        "The promised time is LASTCALL_PLACE_WITHIN_MS.",
         epilog="Exit status: 0 PASS; 1 FAIL; 2 cannot run; 130 interrupted. "
         "Check the records yourself: python -m functions.prove.checker FOLDER",
     )
-    prove.add_argument("--seconds", type=_seconds, default=40.0, metavar="S", help="to race (default 40)")
+    prove.add_argument(
+        "--seconds", type=_seconds, default=40.0, metavar="S", help="length of the race in seconds (default 40)"
+    )
     prove.add_argument("--contacts", type=int, default=400, metavar="N", help="contacts per batch (default 400)")
-    prove.add_argument("--dialers", type=int, default=3, metavar="N", help="dialers (default 3)")
-    prove.add_argument("--seed", type=int, metavar="N", help="of the random choices (default: a random one, printed)")
+    prove.add_argument("--dialers", type=int, default=3, metavar="N", help="number of dialers (default 3)")
+    prove.add_argument(
+        "--seed", type=int, metavar="N", help="seed of the random choices (default: a random seed, printed)"
+    )
     prove.add_argument(
         "--way",
         choices=("core", "edge"),
         default="core",
         help="core, or edge: the usual edge functions in the place of the core, which fail (default core)",
     )
-    prove.add_argument("--out", type=Path, metavar="FOLDER", help="where the records go (default: a temporary folder)")
+    prove.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the records (default: a temporary folder)")
     prove.add_argument("--keep", action="store_true", help="leave the agencies of the race in the database")
     prove.set_defaults(run=_prove)
 
@@ -160,18 +164,20 @@ def _add_operator(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     output.add_argument("--json", action="store_true", help="print JSON, for programs; errors too, on stderr")
     service = argparse.ArgumentParser(add_help=False, parents=[output])
     service.add_argument(
-        "--sql", action="store_true", help="at the SQL console: DATABASE_URL, of a member of lastcall_admin"
+        "--sql", action="store_true", help="use the SQL console at DATABASE_URL, as a member of lastcall_admin"
     )
     batch = argparse.ArgumentParser(add_help=False, parents=[service])
     batch.add_argument(
-        "id", metavar="ID", help="UUID; of the newest 500 batches also its beginning (6 characters), or external id"
+        "id",
+        metavar="ID",
+        help="UUID or external id; for the newest 500 batches also the first 6 characters of the UUID",
     )
     repeatable = argparse.ArgumentParser(add_help=False)
     repeatable.add_argument(
-        "--idempotency-key", metavar="KEY", help="of a request to repeat: with one key it is done once"
+        "--idempotency-key", metavar="KEY", help="name the request: a repeat under the same key is done once"
     )
     change = argparse.ArgumentParser(add_help=False, parents=[batch, repeatable])
-    change.add_argument("--reason", metavar="TEXT", help="for the audit trail")
+    change.add_argument("--reason", metavar="TEXT", help="reason, kept in the audit trail")
 
     def add(name: str, help_: str, parent: argparse.ArgumentParser, more: str = "") -> argparse.ArgumentParser:
         description = f"{help_[0].upper()}{help_[1:]}. {more}"
@@ -182,13 +188,15 @@ def _add_operator(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         return command
 
     batches = add("batches", "list batches, newest first", service)
-    batches.add_argument("--status", choices=get_args(BatchStatus), metavar="STATUS", help="only these: %(choices)s")
+    batches.add_argument(
+        "--status", choices=get_args(BatchStatus), metavar="STATUS", help="only batches with this status: %(choices)s"
+    )
     amount = batches.add_mutually_exclusive_group()
-    amount.add_argument("--limit", type=_whole_number, default=25, metavar="N", help="at most so many (default 25)")
-    amount.add_argument("--all", action="store_true", help="all of them")
+    amount.add_argument("--limit", type=_whole_number, default=25, metavar="N", help="list at most N (default 25)")
+    amount.add_argument("--all", action="store_true", help="list all")
     add("show", "show a batch, its settings and its calls in progress", batch)
     watch = add("watch", "watch a batch until it is over and its calls have ended", batch, "Ends with Ctrl-C, too.")
-    watch.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="between looks at it (default 1)")
+    watch.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds between looks (default 1)")
     add("events", "show the audit trail of a batch", batch)
     cancel = add(
         "cancel",
@@ -242,7 +250,7 @@ def _add_operator(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     opt_out.add_argument("number", metavar="NUMBER", help="E.164, such as +14155550123")
     opt_out.add_argument("--source", metavar="TEXT", help="where the person said no")
-    opt_out.add_argument("--reason", metavar="TEXT", help="for the do-not-call list and the audit trail")
+    opt_out.add_argument("--reason", metavar="TEXT", help="reason, kept on the do-not-call list and in the audit trail")
     hold = add(
         "hold",
         "hold the calls of a campaign, an agent, a caller number or an agency until the hold is lifted",
@@ -256,9 +264,9 @@ def _add_operator(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     scope.add_argument("--whole-agency", action="store_true", help="the batches of the agency")
     scope.add_argument("--everything", action="store_true", help="the batches of every agency; with --sql")
     hold.add_argument("--until", metavar="TIME", help="ISO 8601 with a time zone (default: until it is lifted)")
-    hold.add_argument("--reason", metavar="TEXT", help="kept with the hold")
+    hold.add_argument("--reason", metavar="TEXT", help="reason, kept with the hold")
     for scoped in (opt_out, hold):
-        scoped.add_argument("--agency", metavar="UUID", help="whose; with --sql")
+        scoped.add_argument("--agency", metavar="UUID", help="the agency; with --sql")
     for asking in (skip, hold):
         asking.add_argument("--dry-run", action="store_true", help="count, and change nothing")
         asking.add_argument("-y", "--yes", action="store_true", help="do not ask")
@@ -267,10 +275,10 @@ def _add_operator(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "lift a hold: its batches go on as they were",
         argparse.ArgumentParser(add_help=False, parents=[service]),
     )
-    lift.add_argument("id", metavar="ID", help="UUID of the hold; of an active one also its beginning (6 characters)")
+    lift.add_argument("id", metavar="ID", help="UUID of the hold; for an active hold also the first 6 characters")
     lift.add_argument("--reason", metavar="TEXT", help="kept with the hold")
     holds = add("holds", "list the holds, newest first", service)
-    holds.add_argument("--all", action="store_true", help="with those that were lifted or have ended")
+    holds.add_argument("--all", action="store_true", help="list lifted and ended holds, too")
     imported = add(
         "import",
         "import contacts from a .csv or .xlsx file into a batch",
@@ -278,18 +286,24 @@ def _add_operator(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "Into --batch, or into a new batch of --agent, --from and --campaign. An import that broke off goes on when "
         "the same file is imported into the same batch again.",
     )
-    imported.add_argument("file", type=Path, metavar="FILE", help="with a header row; a column must be phone_number")
-    imported.add_argument("--batch", metavar="ID", help="a batch that is there, named as elsewhere")
-    imported.add_argument("--agent", dest="agent_mapping_id", metavar="UUID", help="who calls (agent_mapping_id)")
-    imported.add_argument("--from", dest="from_number", metavar="NUMBER", help="an active number of the agency")
-    imported.add_argument("--campaign", dest="campaign_id", metavar="UUID", help="what it is called for")
-    imported.add_argument("--name", metavar="TEXT", help="of the new batch")
-    imported.add_argument("--external-id", metavar="ID", help="by which another system knows the new batch")
+    imported.add_argument(
+        "file", type=Path, metavar="FILE", help="file with a header row that names a column phone_number"
+    )
+    imported.add_argument("--batch", metavar="ID", help="existing batch: UUID or external id")
+    imported.add_argument(
+        "--agent", dest="agent_mapping_id", metavar="UUID", help="agent of the new batch (agent_mapping_id)"
+    )
+    imported.add_argument(
+        "--from", dest="from_number", metavar="NUMBER", help="caller number of the new batch, active in the agency"
+    )
+    imported.add_argument("--campaign", dest="campaign_id", metavar="UUID", help="campaign of the new batch")
+    imported.add_argument("--name", metavar="TEXT", help="name of the new batch")
+    imported.add_argument("--external-id", metavar="ID", help="id of the new batch in another system")
     imported.add_argument("--scheduled-for", metavar="TIME", help="ISO 8601 with a time zone (default: at once)")
     imported.add_argument("--timezone", metavar="ZONE", help="such as Europe/Paris")
     imported.add_argument("--calls-per-minute", type=int, metavar="N", help="1 to 60 (default 30)")
     imported.add_argument("--max-concurrent", type=int, metavar="N", help="1 to 100 (default 10)")
-    imported.add_argument("--strict", action="store_true", help="all rows or none")
+    imported.add_argument("--strict", action="store_true", help="import all rows or none")
     imported.add_argument("--errors", type=Path, metavar="FILE", help="write the invalid rows as CSV")
     export = add("export", "write a batch's contacts and their results as CSV", batch)
     export.add_argument(
@@ -297,7 +311,7 @@ def _add_operator(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--output",
         type=Path,
         metavar="FILE",
-        help="written whole or not at all, for its owner alone (default: stdout)",
+        help="file to write, whole or not at all, readable by its owner (default: stdout)",
     )
     export.add_argument("--status", choices=get_args(ContactStatus), metavar="STATUS", help="only these: %(choices)s")
     login = add(
@@ -308,9 +322,9 @@ def _add_operator(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "Kept in ~/.config/lastcall/session.json (XDG_CONFIG_HOME), for its owner alone. "
         "LASTCALL_TOKEN, when set, counts instead.",
     )
-    login.add_argument("--url", help="the project's (SUPABASE_URL); with --token the app's (LASTCALL_URL)")
+    login.add_argument("--url", help="address of the project (SUPABASE_URL); with --token of the app (LASTCALL_URL)")
     login.add_argument("--key", help="the project's publishable key (SUPABASE_PUBLISHABLE_KEY)")
-    login.add_argument("--email", help="whose password follows")
+    login.add_argument("--email", help="e-mail address of the login; the password is asked for")
     login.add_argument("--token", action="store_true", help="ask for a token instead")
     add("logout", "forget who is logged in", output)
 
@@ -408,7 +422,7 @@ def _process(options: argparse.Namespace) -> int:
         raise CommandError("--max-calls must be at least 1")
     env = dict(os.environ)
     if not env.get("LASTCALL_CARRIER"):
-        raise CommandError(f"set LASTCALL_CARRIER to who places the calls: {', '.join(CARRIERS)}")
+        raise CommandError(f"set LASTCALL_CARRIER to the carrier that places the calls: {', '.join(CARRIERS)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as started:
         if not env.get("DATABASE_URL") and not env.get("SUPABASE_URL"):
