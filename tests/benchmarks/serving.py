@@ -215,7 +215,7 @@ def _answers(port: int) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", "/")
-        return connection.getresponse().status == 404
+        return connection.getresponse().status == 200
     except OSError:
         return False
     finally:
