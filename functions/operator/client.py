@@ -304,7 +304,11 @@ class SqlClient:
         connection = self._connect()
         self._is_unconfirmed = False
         try:
-            row = connection.execute(procedure_call(procedure, given), given).fetchone()
+            # One transaction: holds and opt-outs need this isolation, whatever the database's default is.
+            with connection.pipeline():
+                connection.execute("set transaction_isolation to 'read committed'")
+                cursor = connection.execute(procedure_call(procedure, given), given)
+            row = cursor.fetchone()
         except psycopg.Error as error:
             if connection.closed:
                 self.close()

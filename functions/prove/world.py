@@ -46,6 +46,7 @@ class Session:
         self._connection = psycopg.connect(
             url, autocommit=True, row_factory=dict_row, prepare_threshold=None, application_name=NAME
         )
+        self._connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # holds and opt-outs need it
         self._lock = threading.Lock()
         self._as_service = False
         try:

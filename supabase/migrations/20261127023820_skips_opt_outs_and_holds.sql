@@ -95,109 +95,7 @@ create policy own_agency on public.holds for select to authenticated
   using (agency_id = private.current_agency_id());
 create policy every_agency on public.holds for select to lastcall_admin using (true);
 
--- file: private/require.sql 4f37f1e67bf1b8da0e1ba5e742945a0c55e73609ec509e0ea681c28df39a37ae
--- The caller, who must belong to p_agency_id or act on every agency.
--- Raises PT401 (not signed in), PT403 (of no agency), PT404 (another agency's: it does not exist
--- for this caller).
-create or replace function private.require_actor(p_agency_id uuid)
-returns private.actor
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_actor private.actor := private.current_actor();
-begin
-  if v_actor.kind = 'user' and v_actor.agency_id is null then
-    raise sqlstate 'PT403' using message = 'User is not associated with an agency',
-      detail = '{"code": "no_agency"}';
-  end if;
-  if v_actor.kind = 'user' and v_actor.agency_id is distinct from p_agency_id then
-    raise sqlstate 'PT404' using message = 'Batch not found',
-      detail = '{"code": "batch_not_found"}';
-  end if;
-  return v_actor;
-end;
-$$;
-
-revoke execute on function private.require_actor(uuid) from public;
-comment on function private.require_actor(uuid) is 'The caller, of this agency or of all.';
-
--- Whether the caller may act on every batch of the agency: its owners and admins may, and
--- services and consoles.
-create or replace function private.is_agency_admin(p_actor private.actor)
-returns boolean
-language sql immutable
-set search_path = pg_catalog, pg_temp
-as $$
-  select p_actor.kind <> 'user' or coalesce(p_actor.role in ('agency_owner', 'agency_admin'), false)
-$$;
-
-revoke execute on function private.is_agency_admin(private.actor) from public;
-comment on function private.is_agency_admin(private.actor) is 'An owner or admin of the agency, a service or a console.';
-
--- The caller, who must be an owner or admin of the agency, a service or a console.
--- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin), PT404 (another agency's).
-create or replace function private.require_admin(p_agency_id uuid)
-returns private.actor
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_actor private.actor := private.require_actor(p_agency_id);
-begin
-  if not private.is_agency_admin(v_actor) then
-    raise sqlstate 'PT403' using message = 'User role must be agency_owner or agency_admin',
-      detail = '{"code": "role_not_allowed"}';
-  end if;
-  return v_actor;
-end;
-$$;
-
-revoke execute on function private.require_admin(uuid) from public;
-comment on function private.require_admin(uuid) is 'The caller, an owner or admin of the agency, a service or a console.';
-
--- The caller, who must be a service or a console: the dialer's side. Raises PT401, PT403.
-create or replace function private.require_service()
-returns private.actor
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_actor private.actor := private.current_actor();
-begin
-  if v_actor.kind = 'user' then
-    raise sqlstate 'PT403' using message = 'Only the service role may do this',
-      detail = '{"code": "service_only"}';
-  end if;
-  return v_actor;
-end;
-$$;
-
-revoke execute on function private.require_service() from public;
-comment on function private.require_service() is 'The caller, a service or a console.';
-
--- The transaction, which must be at isolation level read committed: at a stricter one a statement does not see those
--- who committed while it waited for their lock, and would leave their batches and contacts out.
--- Raises 0A000 (a stricter isolation).
-create or replace function private.require_read_committed()
-returns void
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
-    raise sqlstate '0A000'
-      using message = format('It needs isolation level read committed; this transaction is %s',
-        current_setting('transaction_isolation')),
-        hint = 'Run it at isolation level read committed';
-  end if;
-end;
-$$;
-
-revoke execute on function private.require_read_committed() from public;
-comment on function private.require_read_committed() is 'The transaction, at isolation level read committed.';
-
--- file: private/admit_live.sql 47eca379a0266941895d54a6f586db33c4a55ada38cf0e9df0c0174d038eb22a
+-- file: private/admit_live.sql 157d1c0c2e5672d230709d42e551bd468c0a92514d222ed4c4e2ff09f109fa1f
 -- Let the transaction bring batches of an agency to life, until it ends: no hold slips in between its look at the holds and
 -- its commit. Call it before the batch is locked. Many do so at once; a hold waits for them, and they for it.
 -- Raises PT503 (a hold is being placed or lifted, for too long), 40001 (meanwhile, at a stricter isolation).
@@ -225,7 +123,7 @@ comment on function private.admit_live(uuid) is 'Let the transaction bring batch
 
 -- Let nobody bring batches of an agency (null: of any agency) to life until the transaction ends, and wait for those who
 -- are about to. Holds of the agency take turns here.
--- Raises PT503 (another request takes too long), 0A000 (a stricter isolation than read committed).
+-- Raises PT503 (another request takes too long), 40001 (meanwhile, at a stricter isolation).
 create or replace function private.close_live(p_agency_id uuid)
 returns void
 language plpgsql volatile
@@ -234,7 +132,6 @@ as $$
 declare
   v_lock_timeout constant text := current_setting('lock_timeout');
 begin
-  perform private.require_read_committed();
   perform private.commit_durably();
   perform set_config('lock_timeout', private.longest_wait(), true);
   -- Updates, though nothing changes: at a stricter isolation, whoever had looked at the holds before fails.
@@ -254,7 +151,7 @@ $$;
 revoke execute on function private.close_live(uuid) from public;
 comment on function private.close_live(uuid) is 'Let nobody bring batches of an agency to life until the transaction ends.';
 
--- file: private/admit_contacts.sql 80b8a992ff4d932e4ee212f516060c8f786264ed98716b2ca21520b2655fb73e
+-- file: private/admit_contacts.sql c9ae2e40704617e187e606203afba6ada7020ab10a7c9f2ea817208ff0b20fad
 -- Let the transaction add contacts to batches of an agency, until it ends: no opt-out slips in between its look at the
 -- do-not-call list and its commit. Call it before the batch is locked. Many do so at once.
 -- Raises PT503 (an opt-out takes too long), 40001 (an opt-out meanwhile, at a stricter isolation).
@@ -285,7 +182,7 @@ revoke execute on function private.admit_contacts(uuid) from public;
 comment on function private.admit_contacts(uuid) is 'Let the transaction add contacts to batches of an agency.';
 
 -- Let nobody add contacts to batches of an agency until the transaction ends, and wait for those who are about to.
--- Raises PT503 (another request takes too long), 0A000 (a stricter isolation than read committed).
+-- Raises PT503 (another request takes too long), 40001 (another opt-out meanwhile, at a stricter isolation).
 create or replace function private.close_contacts(p_agency_id uuid)
 returns void
 language plpgsql volatile
@@ -294,7 +191,6 @@ as $$
 declare
   v_lock_timeout constant text := current_setting('lock_timeout');
 begin
-  perform private.require_read_committed();
   perform private.commit_durably();
   perform set_config('lock_timeout', private.longest_wait(), true);
   insert into private.contact_admissions as a (agency_id)
@@ -1467,7 +1363,7 @@ grant  execute on function public.skip_contacts(uuid, text[], jsonb, boolean, te
 comment on function public.skip_contacts(uuid, text[], jsonb, boolean, text, text) is
   'Skip some contacts of a call batch for good, by their ids or by a filter.';
 
--- file: api/opt_out.sql b16b31aa92484994cd0c9697116a72eb0db58b15754de4039ce3455a9aa5f60f
+-- file: api/opt_out.sql 3414e6ff8ac715c5d7179e6b055353cd7e252be13b12e7ccbcbcfc5ce6f89060
 create type public.opt_out_result as (
   success           boolean,
   phone_number      text,
@@ -1484,7 +1380,7 @@ create type public.opt_out_result as (
 -- When it has committed, start_call lets no call to the number through any more.
 -- Any user of the agency may do this. p_agency_id: see private.find_agency; for a service or a console never null.
 -- Raises PT401 (not signed in), PT403 (of no agency), PT404 (no such agency, or not the user's), PT400 (not an E.164 number;
--- no agency), PT503 (another request holds one of the batches), 0A000 (a stricter isolation than read committed).
+-- no agency), PT503 (another request holds one of the batches).
 create or replace function private.opt_out(p_agency_id uuid, p_phone_number text, p_source text, p_reason text)
 returns public.opt_out_result
 language plpgsql volatile
@@ -1567,7 +1463,7 @@ grant  execute on function public.opt_out(text, text, text, uuid) to authenticat
 comment on function public.opt_out(text, text, text, uuid) is
   'Never call a number again for an agency, in whichever batch.';
 
--- file: api/hold_calls.sql 46ee53270554dd1739aff36caa9cff082e18b9c5b38c234a46a62a60a0037815
+-- file: api/hold_calls.sql a0cada87b2e481fe7614161f48ecb75bd6b647a765ae09a4cee7761727335131
 create type public.hold_calls_result as (
   success           boolean,
   hold_id           uuid,                     -- null: it was a dry run
@@ -1634,7 +1530,7 @@ comment on function private.check_hold(public.holds) is 'Check that what a hold 
 -- When it has committed, start_call lets no call of a batch in the scope through any more.
 -- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin; everything, for a user), PT404 (no such agency,
 -- campaign, agent or number), PT400 (not exactly one scope; no agency; an end that has passed), PT409 (idempotency key
--- reused), PT503 (another request holds one of the batches), 0A000 (a stricter isolation than read committed).
+-- reused), PT503 (another request holds one of the batches).
 create or replace function private.hold_calls(
   p_hold public.holds, p_scopes integer, p_everything boolean, p_dry_run boolean)
 returns public.hold_calls_result
@@ -1761,7 +1657,7 @@ comment on function public.hold_calls(
   uuid, uuid, text, boolean, boolean, uuid, timestamptz, text, boolean, text) is
   'Hold the calls of a campaign, an agent, a caller number or an agency until the hold is lifted.';
 
--- file: api/lift_hold.sql c9387b581976c14b41229c9f1e3e1e390ebea8008bbf11cc7fea9809f50ef779
+-- file: api/lift_hold.sql 0c325e84faf2a8964bf806d9a173424609a338efa3b4f8af28edef0025ddea2b
 create type public.lift_hold_result as (
   success      boolean,
   hold_id      uuid,
@@ -1773,8 +1669,7 @@ create type public.lift_hold_result as (
 -- Lift a hold: the batches in its scope go on as they were, unless another hold reaches them. Lifting a lifted hold again is
 -- a success, and changes nothing.
 -- Raises PT401 (not signed in), PT403 (of no agency; not an owner or admin; a hold of every agency, for a user), PT404 (no
--- such hold of the agency), PT400 (no hold_id), PT503 (another request holds one of the batches), 0A000 (a stricter
--- isolation than read committed).
+-- such hold of the agency), PT400 (no hold_id), PT503 (another request holds one of the batches).
 create or replace function private.lift_hold(p_hold_id uuid, p_reason text)
 returns public.lift_hold_result
 language plpgsql volatile

@@ -574,6 +574,17 @@ def test_a_database_that_is_lost_in_mid_request_leaves_no_doubt(
 
 
 @pytest.mark.own_database
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_the_console_holds_and_opts_out_whatever_isolation_is_the_database_s_default(
+    at_console: Operator, db: TestDatabase, agency: UUID, isolation: str
+) -> None:
+    db.rows(f"alter database {db.value('select current_database()')} set default_transaction_isolation = '{isolation}'")
+    held = at_console.json("hold", "--whole-agency", "--agency", str(agency), "--yes")
+    assert at_console.json("lift", held["hold_id"])["success"]
+    assert at_console.json("opt-out", "+14155550123", "--agency", str(agency))["added"]
+
+
+@pytest.mark.own_database
 def test_at_the_console_a_held_batch_is_asked_for_again(at_console: Operator, db: TestDatabase, agency: UUID) -> None:
     batch = db.batch(agency)
     db.contacts(batch, pending=3)

@@ -70,6 +70,15 @@ def test_the_service_may_run_it_too(db: TestDatabase, tmp_path: Path) -> None:
     assert len(kept) == 2
 
 
+@pytest.mark.own_database
+def test_it_runs_whatever_isolation_is_the_database_s_default(db: TestDatabase, tmp_path: Path) -> None:
+    name = db.value("select current_database()")
+    db.rows(f"alter database {name} set default_transaction_isolation = 'repeatable read'")
+    options = ("--seconds", "1", "--dialers", "1", "--contacts", "100")
+    done = prove(db.uri, tmp_path, *options, LASTCALL_PLACE_WITHIN_MS="500")
+    assert (done.returncode, rules(done)) == (0, set()), done.stdout + done.stderr
+
+
 @pytest.mark.long
 def test_edge_functions_fail_by_late_calls_alone(db: TestDatabase, tmp_path: Path) -> None:
     before = db.state()
