@@ -78,7 +78,7 @@ prove: install  ## the promise, at length: lastcall prove, crashes, stops, failo
 
 # A sentence begins with the thing that it is about, not with one of the words in tests/openings.txt.
 lint: install  ## ruff, mypy, import-linter, deno, and the openings of sentences
-	! git grep -nEf tests/openings.txt -- ':!LICENSE' ':!supabase/migrations' ':!tests/openings.txt'
+	git grep -nEf tests/openings.txt -- ':!LICENSE' ':!supabase/migrations' ':!tests/openings.txt'; test $$? -eq 1
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -51,8 +51,8 @@ class Settings:
     pool_size: int = 10
     """Most database connections."""
     pool_reserved: int = 4
-    """Connections that only a cancel, stop or pause may use. One agency uses at most one fewer at a time. At least one
-    connection is for everything else."""
+    """Connections for the procedures that keep calls from starting, and no others. One agency uses at most one fewer at
+    a time. At least one connection is for everything else."""
     pool_timeout_s: float = 5.0
     """Seconds that a request waits for a connection before it is answered 503."""
     pool_max_waiting: int = 200

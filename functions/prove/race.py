@@ -207,13 +207,8 @@ class Users:
         that is over."""
         chance = self.chance(f"batches of {self._world.agencies.index(agency)}")
         resting: list[tuple[float, Batch]] = []
-        whats = [
-            "opt_out",
-            "skip",
-            "pause",
-            "stop",
-            "cancel",
-        ]  # each of them once, from the last one on, then at random
+        # Each of these once, from the last one on; then at random.
+        whats = ["opt_out", "skip", "pause", "stop", "cancel"]
         while not over.wait(chance.uniform(*BETWEEN_ENDS_S)):
             for resume_at, batch in [*resting]:
                 if time.monotonic() >= resume_at:

@@ -173,7 +173,9 @@ def check(db: TestDatabase, stage: Stage, pair: tuple[str, str], status: str, is
     # One that passes by may find the batch taken, and do nothing.
     orders += [(1 - turn,) * turns for turn, procedure in enumerate(pair) if procedure in NOTHING]
     allowed = {play(db, stage, pair, status, order, isolation)[1] for order in orders}
-    for schedule in (schedule for schedule in schedules(turns, turns) if schedule not in orders):
+    for schedule in schedules(turns, turns):
+        if schedule in orders:
+            continue
         answers, found = play(db, stage, pair, status, schedule, isolation)
         story = f"{pair[0]} and {pair[1]}, {status}, {isolation}, turns {schedule}: {answers}"
         assert "40P01" not in answers, story
